@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// The local APIC of one vCPU: xAPIC page and x2APIC MSRs, timer (one-shot, periodic, TSC deadline),
+// IPIs (SDM vol. 3, chapter 11). Caller holds the VM's device lock for every call.
+#pragma once
+
+#include "kernel/types.h"
+#include "vm/bus.h"
+#include "vm/clock.h"
+
+enum apic_delivery {
+    APIC_FIXED = 0,
+    APIC_LOWEST = 1,
+    APIC_SMI = 2,
+    APIC_NMI = 4,
+    APIC_INIT = 5,
+    APIC_STARTUP = 6,
+    APIC_EXTINT = 7
+};
+
+struct apic_message {
+    uint32_t destination;
+    bool logical;
+    bool level; // trigger mode
+    bool assert_level;
+    uint8_t vector;
+    enum apic_delivery delivery;
+    unsigned shorthand; // 0 none, 1 self, 2 all, 3 all but self
+};
+
+struct lapic_ops {
+    void (*send)(void *context, unsigned from,
+                 const struct apic_message *message); // ICR was written
+    void (*eoi)(void *context, uint8_t vector); // of a level-triggered interrupt, for the IOAPIC
+    // Something became pending (or an NMI/INIT/STARTUP arrived) for this vCPU: wake or kick it.
+    void (*changed)(void *context, unsigned id);
+};
+
+struct lapic {
+    uint32_t id;
+    uint64_t base_msr; // IA32_APIC_BASE
+    uint32_t irr[8], isr[8], tmr[8];
+    uint32_t tpr, ldr, dfr, svr, esr, esr_pending;
+    uint64_t icr;
+    uint32_t lvt[7]; // CMCI, timer, thermal, perf, LINT0, LINT1, error
+    uint32_t timer_initial, timer_divide;
+    uint64_t timer_start; // guest TSC when the count began
+    uint64_t tsc_deadline;
+    bool nmi_pending, init_pending, startup_pending;
+    uint8_t startup_vector;
+    struct vtimer timer;
+    struct vclock *clock;
+    struct vtimer_queue *timers;
+    const struct lapic_ops *ops;
+    void *context;
+};
+
+// The timer's input clock equals the TSC frequency (CPUID 15h says the crystal is the TSC).
+void lapic_init(struct lapic *l, uint32_t id, struct vclock *clock, struct vtimer_queue *timers,
+                const struct lapic_ops *ops, void *context);
+void lapic_reset(struct lapic *l); // power-on state; INIT keeps the id and the base
+// The xAPIC page; offset in it. size 4 (others: low part as hardware allows).
+uint32_t lapic_mmio_read(struct lapic *l, uint32_t offset);
+void lapic_mmio_write(struct lapic *l, uint32_t offset, uint32_t value);
+// IA32_APIC_BASE (0x1b), IA32_TSC_DEADLINE (0x6e0), x2APIC 0x800..0x8ff. Return E_INVAL for #GP.
+int lapic_read_msr(struct lapic *l, uint32_t msr, uint64_t *value);
+int lapic_write_msr(struct lapic *l, uint32_t msr, uint64_t value);
+bool lapic_enabled(const struct lapic *l); // by IA32_APIC_BASE
+bool lapic_x2apic(const struct lapic *l);
+// Highest pending vector that TPR and ISR let through, or -1.
+int lapic_pending(const struct lapic *l);
+// Moves `vector` from IRR to ISR.
+void lapic_accept(struct lapic *l, uint8_t vector);
+// True when interrupts of the PIC pass through LINT0 (or the LAPIC is disabled).
+bool lapic_passes_extint(const struct lapic *l);
+// A message for this LAPIC (already routed). Vectors < 16 set an error.
+void lapic_deliver(struct lapic *l, const struct apic_message *message);
+bool lapic_matches(const struct lapic *l, const struct apic_message *message);
+uint64_t lapic_get_cr8(const struct lapic *l);
+void lapic_set_cr8(struct lapic *l, uint64_t value);

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// The frame allocator and the accounting of all RAM.
+//
+// Every 4 KiB frame that Fusor took from UEFI has one struct frame and one state. A binary buddy
+// allocator (orders 0..18, i.e. up to 1 GiB) stands behind small per-CPU caches of single frames
+// and a pool of zeroed frames that idle CPUs fill. Nothing is scrubbed at boot.
+//
+// Accounting: a change of a frame's state and of the owner's counters is one accounting section of
+// the CPU that does it (a per-CPU sequence number), so frames_snapshot() is exact without a global
+// lock.
+#pragma once
+
+#include "kernel/types.h"
+
+#define FRAME_MAX_ORDER 18u
+
+enum frame_state {
+    FRAME_NONE, // not RAM, or RAM that is not Fusor's to use
+    FRAME_FREE,
+    FRAME_FUSOR,   // Fusor's own: image, stacks, heap, boot files
+    FRAME_TABLE,   // EPT tables
+    FRAME_PRIVATE, // RAM of one VM
+    FRAME_SHARED,  // guest-shared, read-only
+    FRAME_STATES
+};
+
+// One VM's part of the accounting, in frames. Changed only inside accounting sections.
+struct frame_account {
+    _Atomic uint64_t private_frames;
+    _Atomic uint64_t shared_gfns; // gfns that map a guest-shared frame
+};
+
+// 32 bytes; one per 4 KiB of physical address space that holds RAM.
+struct frame {
+    uint8_t state; // enum frame_state
+    uint8_t order; // of the free block this frame heads
+    uint16_t flags;
+    uint32_t count; // references while shared, pins while private
+    union {
+        struct {
+            uint32_t next; // free list links, frame numbers
+            uint32_t prev;
+        } free;
+        uint64_t owner; // VM id while private
+    };
+    uint64_t version; // grows whenever a (VM, gfn) -> frame binding ends
+    uint64_t gfn;     // while private: the guest frame it backs
+};
+_Static_assert(sizeof(struct frame) == 32, "the frame table costs 32 bytes per 4 KiB");
+
+enum frame_flags {
+    FRAME_ZEROED = 1u << 0,  // the caller needs it zero-filled
+    FRAME_RESERVE = 1u << 1, // may take from the reserve (EPT tables, splits)
+};
+
+struct frames_snapshot {
+    uint64_t count[FRAME_STATES]; // frames per state
+    uint64_t total;               // all frames taken from UEFI
+    uint64_t saved;               // sum over shared frames of (sharers - 1)
+    uint64_t file_frames;         // part of FRAME_FUSOR that holds boot files
+};
+
+// Set-up, on the boot CPU before any other runs. frames_init places the frame table for physical
+// addresses below `end` into [table, table + frames_table_bytes(end)), which must be mapped and
+// zero.
+size_t frames_table_bytes(hpa_t end);
+void frames_init(struct frame *table, hpa_t end);
+// Hands [first, first + count) over as free, or as already used by Fusor. Ranges must not overlap.
+void frames_add(hfn_t first, uint64_t count, enum frame_state state);
+void frames_count_files(uint64_t count);
+void frames_set_reserve(uint64_t count);
+uint64_t frames_reserve(void);
+
+// Returns the record of `n`, or NULL when `n` is not RAM that Fusor owns.
+struct frame *frame_of(hfn_t n);
+
+// Allocates 2^order contiguous, aligned frames in `state`. For FRAME_PRIVATE `account` is the VM's
+// and all its frames count there; else NULL. Returns 0 and sets *out, or E_NOMEM without effect.
+int frame_alloc(enum frame_state state, unsigned order, unsigned flags,
+                struct frame_account *account, hfn_t *out);
+// Gives them back. State and account must be those of the allocation; frames of a block may also be
+// freed one by one (order 0).
+void frame_free(hfn_t first, unsigned order, struct frame_account *account);
+
+// Background work: zeroes a few free frames into the pool. Returns true when there is more to do.
+bool frames_zero_some(void);
+
+// A snapshot consistent across states, and with it the accounts in accounts[0..n): values are
+// written to private_out / shared_out. Retries while sections are open; bounded because sections
+// are short.
+void frames_snapshot(struct frames_snapshot *out, struct frame_account *const *accounts, size_t n,
+                     uint64_t *private_out, uint64_t *shared_out);

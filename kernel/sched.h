@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// The scheduler: entities (vCPUs and fibers) with a virtual run time each; every CPU picks the
+// runnable entity that is furthest behind. One run queue for all CPUs, one lock.
+//
+// An entity is in one of three states. Wake-ups are never lost: sched_wake() on a running entity
+// makes the block that follows return at once.
+#pragma once
+
+#include "kernel/list.h"
+#include "kernel/types.h"
+
+enum sched_state { SCHED_BLOCKED, SCHED_RUNNABLE, SCHED_RUNNING };
+
+// What an entity wants when its run() returns.
+enum sched_next {
+    SCHED_AGAIN, // still runnable (slice over, or preempted)
+    SCHED_SLEEP, // block until sched_wake() or wake_deadline
+    SCHED_EXIT,  // never run again; sched_remove() waits for it
+};
+
+struct sched_entity {
+    struct list link; // in the run queue or the sleepers' list
+    enum sched_state state;
+    bool wake_pending;
+    bool dead;
+    int cpu;      // running on, else -1
+    int last_cpu; // ran on last, else -1
+    uint64_t cpu_mask;
+    uint32_t weight; // default 100
+    uint64_t virtual_time;
+    uint64_t run_ticks;     // sum of time on a CPU
+    uint64_t wait_ticks;    // sum of time runnable without a CPU
+    uint64_t since;         // TSC of the last state change
+    uint64_t wake_deadline; // TSC, UINT64_MAX for none
+    // Runs the entity on this CPU until `until` (TSC) or until it has nothing to do. Interrupts are
+    // off.
+    enum sched_next (*run)(struct sched_entity *self, uint64_t until);
+    const char *name;
+};
+
+void sched_entity_init(struct sched_entity *e, const char *name,
+                       enum sched_next (*run)(struct sched_entity *, uint64_t));
+// Makes a new entity known; it starts blocked.
+void sched_add(struct sched_entity *e);
+// Takes it away for good; it must be blocked or dead by its owner's doing. Returns E_BUSY while it
+// runs.
+int sched_remove(struct sched_entity *e);
+// Makes a blocked entity runnable. If it is running now it will not block before running again.
+void sched_wake(struct sched_entity *e);
+
+// The CPU's loop; never returns. Called on each CPU's scheduler stack.
+_Noreturn void sched_loop(void);
+
+// Time this CPU's current slice may last at most; the console's CPU answers the UART in time with
+// it.
+uint64_t sched_max_run_ticks(void);
+
+// --- Fibers: Fusor's own cooperative threads (console, teardown, policies). ---
+
+struct fiber;
+struct fiber *fiber_create(const char *name, void (*function)(void *), void *argument);
+// The fiber that runs on this CPU, or NULL in a handler or a vCPU run.
+struct fiber *fiber_current(void);
+// Lets others run. No lock may be held. Returns possibly on another CPU.
+void fiber_yield(void);
+// Sleeps until TSC `deadline` or fiber_wake().
+void fiber_sleep_until(uint64_t deadline);
+void fiber_wake(struct fiber *f);

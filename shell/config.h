@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// fusor.conf: from text to configured VMs. The line lexer is shared with the boot stage
+// (boot/config_lex.h).
+#pragma once
+
+#include "kernel/types.h"
+#include "vm/config.h"
+
+struct host_config {
+    uint16_t console_port;
+    uint32_t console_baud;
+    uint64_t reserve; // bytes
+    bool overcommit;
+    bool auto_balloon;
+};
+
+#define CONFIG_MESSAGE_MAX 240u
+
+void config_host_defaults(struct host_config *host);
+void config_vm_defaults(struct vm_config *vm);
+
+// Sets one key of a VM from text; `message` gets what was expected ("memory: expected an integer
+// with K, M or G, got \"12\""), or the warning that the key is not in effect yet (return value 1).
+// Shared by the file parser and `vm create`/`vm set`.
+int config_set_vm_key(struct vm_config *vm, const char *key, const char *value, char *message);
+int config_set_host_key(struct host_config *host, const char *key, const char *value,
+                        char *message);
+
+// Reads the whole file. For every VM whose section is free of errors calls `vm` (defaults applied)
+// in order; for every error or warning calls `complain` with "fusor.conf:LINE: ...". A section with
+// an error is left out, the others stand.
+struct config_sink {
+    void (*vm)(void *context, const struct vm_config *vm, unsigned line);
+    void (*complain)(void *context, bool is_error, const char *message);
+    void *context;
+};
+void config_parse(const char *text, size_t size, struct host_config *host,
+                  const struct config_sink *sink);
+
+// Parses SIZE (integer with K, M or G). E_FORMAT, E_RANGE.
+int config_parse_size(const char *text, uint64_t *bytes);
+bool config_valid_name(const char *name);

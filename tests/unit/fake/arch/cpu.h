@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Host tests: one or more pretended CPUs; the test says which one "runs" with fake_set_cpu().
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct cpu;
+
+extern struct cpu *fake_cpu;
+extern uint64_t fake_tsc;
+extern bool fake_irq_on;
+
+static inline struct cpu *this_cpu(void)
+{
+    return fake_cpu;
+}
+
+static inline void cpu_relax(void)
+{
+}
+
+// Each look at the clock moves it, so that waits with a time limit end.
+static inline uint64_t cpu_tsc(void)
+{
+    return ++fake_tsc;
+}
+
+static inline void cpu_irq_enable(void)
+{
+    fake_irq_on = true;
+}
+
+static inline void cpu_irq_disable(void)
+{
+    fake_irq_on = false;
+}
+
+static inline bool cpu_irq_enabled(void)
+{
+    return fake_irq_on;
+}

@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// A VM's time: guest TSC = host TSC + offset, frozen while the VM is paused; and timers in guest
+// TSC.
+#pragma once
+
+#include "kernel/types.h"
+
+struct vclock {
+    uint64_t hz;     // ticks per second, as the guest is told
+    uint64_t offset; // guest TSC - host TSC, modulo 2^64 (goes into the VMCS)
+    bool frozen;
+    uint64_t frozen_at; // guest TSC
+};
+
+// Starts at guest TSC 0, frozen.
+void vclock_init(struct vclock *clock, uint64_t hz);
+void vclock_freeze(struct vclock *clock);
+void vclock_thaw(struct vclock *clock);
+uint64_t vclock_now(const struct vclock *clock);
+// Converts a guest TSC value to host TSC (UINT64_MAX stays).
+uint64_t vclock_to_host(const struct vclock *clock, uint64_t guest);
+// ticks of `hz` <-> ticks of a device clock of `device_hz`, without overflow for spans of years.
+uint64_t vclock_scale(uint64_t ticks, uint64_t from_hz, uint64_t to_hz);
+
+// A timer of a device model. Timers of a VM hang in its queue; whoever runs the VM's first vCPU
+// fires those that are due before each entry.
+struct vtimer {
+    uint64_t deadline; // guest TSC, UINT64_MAX: off
+    void (*fire)(void *device, uint64_t now);
+    void *device;
+    struct vtimer *next; // all timers of the queue
+};
+
+struct vtimer_queue {
+    struct vtimer *first;
+    uint64_t earliest; // smallest deadline
+};
+
+void vtimer_queue_init(struct vtimer_queue *q);
+void vtimer_add(struct vtimer_queue *q, struct vtimer *t, void (*fire)(void *, uint64_t),
+                void *device);
+void vtimer_arm(struct vtimer_queue *q, struct vtimer *t, uint64_t deadline);
+// Fires everything due at `now`.
+void vtimer_run(struct vtimer_queue *q, uint64_t now);
