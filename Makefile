@@ -49,7 +49,8 @@ $(BUILD)/kernel.elf: $(KERNEL_OBJ) kernel/linker.ld tools/make-symbols
 	$(NASM) -f elf64 -o $(BUILD)/symbols.o $(BUILD)/symbols.asm
 	$(KERNEL_LD) -Map $(BUILD)/kernel.map -o $@ $(KERNEL_OBJ) $(BUILD)/symbols.o
 
--include $(wildcard boot/boot.mk tools/tools.mk guest-drivers/guest.mk tests/tests.mk)
+include kernel/kernel.mk vm/vm.mk boot/boot.mk guest-drivers/guest.mk tests/tests.mk tests/fuzz/fuzz.mk
+-include tools/run.mk
 -include $(KERNEL_OBJ:.o=.d)
 
 clean:

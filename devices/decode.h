@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Decoder for the instructions that guests use on device memory: the MOV forms (88 89 8a 8b a0-a3
-// c6 c7, 0f b6/b7/be/bf, with prefixes, REX, all addressing modes), STOS, and OR/AND/XOR/TEST/CMP
-// with memory as far as drivers use them. Pure; checked on the host against Zydis.
+// c6 c7, 0f b6/b7/be/bf, MOVSXD, with prefixes, REX, all addressing modes), STOS, and
+// OR/AND/XOR/ADD/SUB/TEST/CMP with a memory operand. Pure; checked on the host against Zydis.
+// It computes no address: the EPT violation gives the guest-physical one.
 #pragma once
 
 #include "kernel/types.h"
@@ -12,6 +13,7 @@ enum decode_operation {
     DECODE_TEST,       // flags only: memory & source
     DECODE_COMPARE,    // flags only: memory - source, or source - memory when memory_is_source
     DECODE_READ_WRITE, // memory <- memory OP source (alu)
+    DECODE_ACCUMULATE, // register <- register OP memory (alu)
 };
 
 enum decode_alu { DECODE_ALU_OR, DECODE_ALU_AND, DECODE_ALU_XOR, DECODE_ALU_ADD, DECODE_ALU_SUB };
@@ -28,6 +30,10 @@ struct decoded {
     uint64_t immediate; // sign-extended to 64 bits
     uint8_t reg;        // 0..15 in encoding order (rax rcx rdx rbx rsp rbp rsi rdi r8..)
     bool reg_high_byte; // ah ch dh bh: reg is 0..3
+    // STOS: a DECODE_STORE of rax that also moves rdi and, with a REP prefix, counts rcx.
+    bool string;
+    bool repeat;
+    uint8_t address_size; // 2, 4, 8
 };
 
 // cpu mode: 2 = 16-bit, 4 = 32-bit, 8 = 64-bit default code size.

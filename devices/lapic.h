@@ -27,9 +27,12 @@ struct apic_message {
     unsigned shorthand; // 0 none, 1 self, 2 all, 3 all but self
 };
 
+#define APIC_BROADCAST UINT32_C(0xffffffff) // destination: every LAPIC, whatever its mode
+
 struct lapic_ops {
-    void (*send)(void *context, unsigned from,
-                 const struct apic_message *message); // ICR was written
+    // ICR was written. The VM finds the receivers with lapic_receives() and calls lapic_deliver()
+    // for each; for APIC_LOWEST it picks one of them.
+    void (*send)(void *context, unsigned from, const struct apic_message *message);
     void (*eoi)(void *context, uint8_t vector); // of a level-triggered interrupt, for the IOAPIC
     // Something became pending (or an NMI/INIT/STARTUP arrived) for this vCPU: wake or kick it.
     void (*changed)(void *context, unsigned id);
@@ -41,10 +44,15 @@ struct lapic {
     uint32_t irr[8], isr[8], tmr[8];
     uint32_t tpr, ldr, dfr, svr, esr, esr_pending;
     uint64_t icr;
-    uint32_t lvt[7]; // CMCI, timer, thermal, perf, LINT0, LINT1, error
+    uint32_t lvt[7]; // CMCI (not offered), timer, thermal, perf, LINT0, LINT1, error
     uint32_t timer_initial, timer_divide;
-    uint64_t timer_start; // guest TSC when the count began
+    bool timer_counting;  // the count is not at zero
+    uint64_t timer_start; // guest TSC when the count (of this period) began, modulo 2^64
     uint64_t tsc_deadline;
+    // Summaries, so that the checks before every VM entry need no scan: bit n of the masks says
+    // that word n is not zero; `pending` is what lapic_pending() returns.
+    uint8_t irr_words, isr_words;
+    int16_t pending;
     bool nmi_pending, init_pending, startup_pending;
     uint8_t startup_vector;
     struct vtimer timer;
@@ -58,6 +66,13 @@ struct lapic {
 void lapic_init(struct lapic *l, uint32_t id, struct vclock *clock, struct vtimer_queue *timers,
                 const struct lapic_ops *ops, void *context);
 void lapic_reset(struct lapic *l); // power-on state; INIT keeps the id and the base
+// What INIT does when the vCPU takes it: power-on state, but the id, IA32_APIC_BASE (and so the
+// mode) and a STARTUP that arrived after the INIT stay. Clears init_pending.
+void lapic_reset_by_init(struct lapic *l);
+// The state in which firmware leaves the bootstrap processor (virtual wire mode, MP specification
+// 3.6.2.2): enabled, LINT0 passes the PIC's interrupts, LINT1 is NMI. To be called after the reset
+// of vCPU 0 when no firmware runs in the guest.
+void lapic_virtual_wire(struct lapic *l);
 // The xAPIC page; offset in it. size 4 (others: low part as hardware allows).
 uint32_t lapic_mmio_read(struct lapic *l, uint32_t offset);
 void lapic_mmio_write(struct lapic *l, uint32_t offset, uint32_t value);
@@ -74,6 +89,9 @@ void lapic_accept(struct lapic *l, uint8_t vector);
 bool lapic_passes_extint(const struct lapic *l);
 // A message for this LAPIC (already routed). Vectors < 16 set an error.
 void lapic_deliver(struct lapic *l, const struct apic_message *message);
+// True when the message's destination field names this LAPIC (the shorthand is not looked at).
 bool lapic_matches(const struct lapic *l, const struct apic_message *message);
+// The same with the shorthand; `from` is the index given to ops->send.
+bool lapic_receives(const struct lapic *l, unsigned from, const struct apic_message *message);
 uint64_t lapic_get_cr8(const struct lapic *l);
 void lapic_set_cr8(struct lapic *l, uint64_t value);

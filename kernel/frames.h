@@ -32,9 +32,9 @@ struct frame_account {
 
 // 32 bytes; one per 4 KiB of physical address space that holds RAM.
 struct frame {
-    uint8_t state; // enum frame_state
-    uint8_t order; // of the free block this frame heads
-    uint16_t flags;
+    uint8_t state;  // enum frame_state
+    uint8_t order;  // of the free block this frame heads
+    uint16_t flags; // low byte: the allocator's; high byte: the owner's, zero after frame_alloc
     uint32_t count; // references while shared, pins while private
     union {
         struct {

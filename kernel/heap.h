@@ -5,6 +5,8 @@
 
 #include <stddef.h>
 
+// After frames_init, before the first allocation; forgets everything.
+void heap_init(void);
 // Returns zeroed memory aligned to 16 bytes (to a page from 4 KiB up), or NULL.
 void *heap_alloc(size_t size);
 // NULL is allowed.

@@ -51,6 +51,14 @@ void sched_wake(struct sched_entity *e);
 // The CPU's loop; never returns. Called on each CPU's scheduler stack.
 _Noreturn void sched_loop(void);
 
+// A function that CPU 0's loop calls each time round, interrupts off: looks at the console's ring
+// and wakes its fiber.
+void sched_set_console_poll(void (*poll)(void));
+
+// True when something better waits for this CPU, or its loop has work: an entity that runs must
+// return.
+bool sched_must_yield(uint32_t cpu);
+
 // Time this CPU's current slice may last at most; the console's CPU answers the UART in time with
 // it.
 uint64_t sched_max_run_ticks(void);
@@ -58,6 +66,8 @@ uint64_t sched_max_run_ticks(void);
 // --- Fibers: Fusor's own cooperative threads (console, teardown, policies). ---
 
 struct fiber;
+// A fiber runs with interrupts on, on any CPU, until it yields, sleeps or returns (it is freed
+// then). Returns NULL without memory. It starts runnable.
 struct fiber *fiber_create(const char *name, void (*function)(void *), void *argument);
 // The fiber that runs on this CPU, or NULL in a handler or a vCPU run.
 struct fiber *fiber_current(void);

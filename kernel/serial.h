@@ -7,7 +7,9 @@
 #define SERIAL_RX_BYTES 4096u
 #define SERIAL_TX_BYTES 65536u
 
-// port: I/O base; baud: 50..115200. Works polled until serial_use_irq.
+// port: I/O base; baud: 50..115200. Works polled until serial_use_irq. E_IO when no UART answers
+// there; a UART that was in use before stays in use. Without any UART all functions are harmless:
+// what is written is dropped.
 int serial_init(uint16_t port, uint32_t baud);
 int serial_use_irq(unsigned isa_irq);
 

@@ -14,8 +14,12 @@ static inline uint64_t time_tsc(void)
 
 uint64_t time_tsc_to_us(uint64_t ticks);
 uint64_t time_us_to_tsc(uint64_t us);
-// Seconds since boot of Fusor, as ticks of the TSC.
+// Time since boot of Fusor, in ticks of the TSC.
 uint64_t time_since_boot(void);
+void time_set_boot(uint64_t tsc); // set-up only
+
+// The machine's wall clock now, in seconds since 1970 (from its RTC, read once).
+uint64_t time_wall_seconds(void);
 
 // Arms this CPU's timer interrupt for the TSC value `deadline` (UINT64_MAX: off). An interrupt that
 // comes early is allowed; the interrupt only ends a halt or a guest run, it calls nobody.

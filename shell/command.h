@@ -4,7 +4,10 @@
 
 #include "kernel/types.h"
 
-struct command_context; // the console a command answers on
+// The console a command answers on.
+struct command_context {
+    bool answered; // something was printed, so `ok` is not
+};
 
 // Arguments are split at white space; "..." keeps white space, also inside KEY="...". Returns 0 for
 // success (the console prints `ok` when nothing was printed), negative after command_error().
@@ -24,3 +27,13 @@ void command_print(struct command_context *c, const char *format, ...)
 // Prints `error: ...` and returns `code`, for "return command_error(...)".
 int command_error(struct command_context *c, int code, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
+// Prints `warning: ...`; does not count as an answer, so `ok` still follows.
+void command_warn(struct command_context *c, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
+
+// Runs one line, which it takes apart, and prints the answer (none for an empty line).
+void command_run(char *line);
+
+// The tables, in the order of `help`. Each ends with an entry without a name.
+extern const struct command host_commands[];
+extern const struct command vm_commands[];

@@ -6,12 +6,14 @@ UNIT_BIN    := $(UNIT_TESTS:tests/unit/%.c=$(BUILD)/unit/%)
 UNIT_CFLAGS := -std=gnu17 -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined \
 	-fno-sanitize-recover=all $(WARNINGS) -Wno-missing-prototypes -DFUSOR_DEBUG=1 -Itests/unit/fake -Itests/unit $(INCLUDES)
 
-.PHONY: unit
+.PHONY: unit unit-build
+unit-build: $(UNIT_BIN)
 unit: $(UNIT_BIN)
 	@failed=0; for t in $(UNIT_BIN); do $$t || failed=1; done; exit $$failed
 
+unit_sources = $(shell sed -n 's,^// sources: ,,p' tests/unit/$(1).c)
 .SECONDEXPANSION:
-$(BUILD)/unit/%: tests/unit/%.c $(wildcard tests/unit/fake/*.c tests/unit/fake/arch/*.h) $$(wildcard */*.h) \
-		$$(shell sed -n 's,^// sources: ,,p' tests/unit/$$*.c)
+$(BUILD)/unit/%: tests/unit/%.c $(wildcard tests/unit/fake/*.[ch] tests/unit/fake/arch/*.h */*.h) \
+		$$(call unit_sources,$$*)
 	@mkdir -p $(@D)
 	$(CC) $(UNIT_CFLAGS) -o $@ $(filter %.c,$^) $$(sed -n 's,^// libs: ,,p' $<) -lcmocka

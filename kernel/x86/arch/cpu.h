@@ -9,7 +9,7 @@ struct cpu;
 static inline struct cpu *this_cpu(void)
 {
     struct cpu *self;
-    __asm__("mov %%gs:0, %0" : "=r"(self)); // struct cpu.self; constant per CPU, so not volatile
+    __asm__ volatile("mov %%gs:0, %0" : "=r"(self)); // volatile: a fiber may move between CPUs
     return self;
 }
 

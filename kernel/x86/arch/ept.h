@@ -21,8 +21,9 @@ static inline uint64_t arch_ept_make_table(uint64_t table_frame, int level)
     return table_frame << PAGE_SHIFT | 7u;
 }
 
-// Bits 2:0 permissions, 5:3 memory type write-back (6), 6 ignore PAT, 7 large, 8 A, 9 D, 53:52
-// kind. Bit 10 (user execute) and 63 (suppress #VE) have no effect without their controls.
+// Bits 2:0 permissions, 5:3 memory type write-back (6), 6 ignore PAT, 7 large, 8 A, 9 D, 54:52
+// kind (software, 0..7). Bit 10 (user execute) and 63 (suppress #VE) have no effect without their
+// controls.
 static inline uint64_t arch_ept_make_leaf(uint64_t frame, int level, unsigned permissions,
                                           unsigned kind)
 {
@@ -53,7 +54,7 @@ static inline struct arch_ept_leaf arch_ept_leaf(uint64_t entry, int level)
     return (struct arch_ept_leaf){
         .frame = (entry & UINT64_C(0x000ffffffffff000)) >> PAGE_SHIFT,
         .permissions = (unsigned)(entry & 7u),
-        .kind = (unsigned)(entry >> 52 & 3u),
+        .kind = (unsigned)(entry >> 52 & 7u),
         .accessed = (entry & 1u << 8) != 0,
         .dirty = (entry & 1u << 9) != 0,
     };
@@ -63,6 +64,14 @@ static inline uint64_t arch_ept_clear_dirty(uint64_t entry, int level)
 {
     (void)level;
     return entry & ~(UINT64_C(3) << 8);
+}
+
+// Adds the flags that are true; never takes one away.
+static inline uint64_t arch_ept_set_accessed_dirty(uint64_t entry, int level, bool accessed,
+                                                   bool dirty)
+{
+    (void)level;
+    return entry | (accessed ? 1u << 8 : 0u) | (dirty ? 1u << 9 : 0u);
 }
 
 static inline uint64_t arch_ept_pointer(uint64_t root_frame, bool accessed_dirty)

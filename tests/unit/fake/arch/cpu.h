@@ -16,8 +16,13 @@ static inline struct cpu *this_cpu(void)
     return fake_cpu;
 }
 
+// Called in every turn of a waiting loop when set, so that a test can let "other CPUs" advance.
+__attribute__((weak)) void (*fake_relax_hook)(void);
+
 static inline void cpu_relax(void)
 {
+    if (fake_relax_hook != (void (*)(void))0)
+        fake_relax_hook();
 }
 
 // Each look at the clock moves it, so that waits with a time limit end.

@@ -1,0 +1,270 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// The guest's PC: puts the device models together and onto the VM's bus (design section 8).
+//
+// ISA interrupts go to the PIC and to the IOAPIC at once, as on a board; the guest masks what it
+// does not use. IRQ 0 is IOAPIC input 2 (the MADT says so).
+#include "devices/platform.h"
+
+#include "devices/mmio.h"
+#include "kernel/error.h"
+#include "kernel/heap.h"
+#include "kernel/init.h"
+#include "kernel/time.h"
+#include "vm/layout.h"
+
+static void set_irq(struct platform *p, unsigned irq, bool level)
+{
+    pic_set_irq(&p->pic, irq, level);
+    ioapic_set_irq(&p->ioapic, irq == 0 ? 2 : irq, level);
+    if (level && pic_pending(&p->pic))
+        vcpu_notify(&p->vm->vcpu);
+}
+
+static void set_pit_irq(void *context, bool level)
+{
+    set_irq(context, 0, level);
+}
+
+static void set_uart_irq(void *context, bool level)
+{
+    set_irq(context, 4, level);
+}
+
+static void set_rtc_irq(void *context, bool level)
+{
+    set_irq(context, 8, level);
+}
+
+static void set_sci(void *context, bool level)
+{
+    set_irq(context, LAYOUT_SCI, level);
+}
+
+static void power_request(void *context, enum power_request request)
+{
+    struct platform *p = context;
+    switch (request) {
+    case POWER_RESET:
+        vm_ask(p->vm, VM_REQUEST_RESET);
+        break;
+    case POWER_OFF:
+        vm_ask(p->vm, VM_REQUEST_OFF);
+        break;
+    case POWER_DEBUG_EXIT:
+        p->vm->exit_code = p->power.debug_code;
+        vm_ask(p->vm, VM_REQUEST_EXIT);
+        break;
+    }
+}
+
+// One vCPU: every message has one possible receiver.
+static void deliver(void *context, const struct apic_message *message)
+{
+    struct platform *p = context;
+    if (lapic_matches(&p->lapic, message))
+        lapic_deliver(&p->lapic, message);
+}
+
+static void send(void *context, unsigned from, const struct apic_message *message)
+{
+    struct platform *p = context;
+    if (lapic_receives(&p->lapic, from, message))
+        lapic_deliver(&p->lapic, message);
+}
+
+static void end_of_interrupt(void *context, uint8_t vector)
+{
+    struct platform *p = context;
+    ioapic_eoi(&p->ioapic, vector);
+}
+
+static void changed(void *context, unsigned id)
+{
+    struct platform *p = context;
+    (void)id;
+    if (p->lapic.init_pending) { // INIT for the only CPU restarts the machine
+        p->lapic.init_pending = false;
+        vm_ask(p->vm, VM_REQUEST_RESET);
+        return;
+    }
+    vcpu_notify(&p->vm->vcpu);
+}
+
+static const struct lapic_ops lapic_ops = {
+    .send = send, .eoi = end_of_interrupt, .changed = changed};
+
+static uint64_t lapic_load(void *device, uint64_t offset, unsigned size)
+{
+    struct platform *p = device;
+    (void)size;
+    if (!lapic_enabled(&p->lapic) || lapic_x2apic(&p->lapic))
+        return UINT64_MAX;
+    return lapic_mmio_read(&p->lapic, (uint32_t)offset);
+}
+
+static void lapic_store(void *device, uint64_t offset, unsigned size, uint64_t value)
+{
+    struct platform *p = device;
+    (void)size;
+    if (lapic_enabled(&p->lapic) && !lapic_x2apic(&p->lapic))
+        lapic_mmio_write(&p->lapic, (uint32_t)offset, (uint32_t)value);
+}
+
+static int register_all(struct platform *p)
+{
+    struct bus *bus = &p->vm->bus;
+    int status = pic_register(&p->pic, bus);
+    if (status == 0)
+        status = ioapic_register(&p->ioapic, bus);
+    if (status == 0)
+        status = bus_add_mmio(bus, gpa(LAYOUT_LAPIC), PAGE_SIZE, lapic_load, lapic_store, p);
+    if (status == 0)
+        status = pit_register(&p->pit, bus);
+    if (status == 0)
+        status = rtc_register(&p->rtc, bus);
+    if (status == 0)
+        status = uart_register(&p->uart, bus, 0x3f8);
+    if (status == 0)
+        status = power_control_register(&p->power, bus);
+    return status;
+}
+
+static int create(struct vm *vm)
+{
+    struct platform *p = heap_alloc(sizeof(*p));
+    if (p == NULL)
+        return E_NOMEM;
+    p->vm = vm;
+    pic_init(&p->pic);
+    ioapic_init(&p->ioapic, deliver, p);
+    lapic_init(&p->lapic, 0, &vm->clock, &vm->timers, &lapic_ops, p);
+    pit_init(&p->pit, &vm->clock, &vm->timers, set_pit_irq, p);
+    p->wall_at_zero = time_wall_seconds();
+    rtc_init(&p->rtc, p->wall_at_zero, &vm->clock, &vm->timers, set_rtc_irq, p);
+    uart_init(&p->uart, set_uart_irq, p);
+    power_control_init(&p->power, &vm->clock, set_sci, power_request, p);
+    int status = register_all(p);
+    if (status != 0) {
+        heap_free(p);
+        return status;
+    }
+    vm->platform = p;
+    return 0;
+}
+
+static void destroy(struct vm *vm)
+{
+    heap_free(vm->platform);
+    vm->platform = NULL;
+}
+
+static void reset(struct vm *vm)
+{
+    struct platform *p = vm->platform;
+    pic_init(&p->pic);
+    ioapic_init(&p->ioapic, deliver, p);
+    lapic_reset(&p->lapic);
+    lapic_virtual_wire(&p->lapic);
+    pit_reset(&p->pit);
+    // The guest's TSC starts at 0 again, but its clock goes on, with what the guest set it to.
+    uint64_t wall = time_wall_seconds();
+    p->rtc.base_seconds += wall - p->wall_at_zero;
+    p->wall_at_zero = wall;
+    rtc_reset(&p->rtc);
+    uart_reset(&p->uart);
+    power_control_reset(&p->power);
+}
+
+static int interrupt(struct vm *vm, struct vcpu *v, bool accept)
+{
+    struct platform *p = vm->platform;
+    (void)v;
+    int vector = lapic_pending(&p->lapic);
+    if (vector >= 0) {
+        if (accept)
+            lapic_accept(&p->lapic, (uint8_t)vector);
+        return vector;
+    }
+    if (!pic_pending(&p->pic) || !lapic_passes_extint(&p->lapic))
+        return -1;
+    return accept ? pic_acknowledge(&p->pic) : 0;
+}
+
+static bool take_nmi(struct vm *vm, struct vcpu *v)
+{
+    struct platform *p = vm->platform;
+    (void)v;
+    bool pending = p->lapic.nmi_pending;
+    p->lapic.nmi_pending = false;
+    return pending;
+}
+
+static int read_msr(struct vm *vm, struct vcpu *v, uint32_t msr, uint64_t *value)
+{
+    struct platform *p = vm->platform;
+    (void)v;
+    return lapic_read_msr(&p->lapic, msr, value);
+}
+
+static int write_msr(struct vm *vm, struct vcpu *v, uint32_t msr, uint64_t value)
+{
+    struct platform *p = vm->platform;
+    (void)v;
+    return lapic_write_msr(&p->lapic, msr, value);
+}
+
+static uint64_t get_cr8(struct vm *vm, struct vcpu *v)
+{
+    struct platform *p = vm->platform;
+    (void)v;
+    return lapic_get_cr8(&p->lapic);
+}
+
+static void set_cr8(struct vm *vm, struct vcpu *v, uint64_t value)
+{
+    struct platform *p = vm->platform;
+    (void)v;
+    lapic_set_cr8(&p->lapic, value);
+}
+
+static void press_power_button(struct vm *vm)
+{
+    struct platform *p = vm->platform;
+    power_control_press_button(&p->power);
+}
+
+static size_t read_console(struct vm *vm, uint64_t *cursor, char *buffer, size_t size)
+{
+    struct platform *p = vm->platform;
+    return uart_read_output(&p->uart, cursor, buffer, size);
+}
+
+static size_t write_console(struct vm *vm, const char *data, size_t size)
+{
+    struct platform *p = vm->platform;
+    return uart_write_input(&p->uart, data, size);
+}
+
+static const struct vm_platform_ops ops = {
+    .create = create,
+    .destroy = destroy,
+    .reset = reset,
+    .interrupt = interrupt,
+    .take_nmi = take_nmi,
+    .read_msr = read_msr,
+    .write_msr = write_msr,
+    .get_cr8 = get_cr8,
+    .set_cr8 = set_cr8,
+    .mmio = mmio_execute,
+    .press_power_button = press_power_button,
+    .read_console = read_console,
+    .write_console = write_console,
+};
+
+static int register_platform(const struct boot_info *info)
+{
+    (void)info;
+    vm_set_platform(&ops);
+    return 0;
+}
+INIT_HOOK(INIT_DEVICES, register_platform);

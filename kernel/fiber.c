@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Fibers: functions with a stack of their own that give the CPU back by themselves.
+//
+// A fiber runs with interrupts on; handlers take no locks, so that is safe everywhere. Switching
+// happens with interrupts off. A fiber that slept may continue on another CPU.
+#include <stdatomic.h>
+
+#include "kernel/heap.h"
+#include "kernel/lock.h"
+#include "kernel/paging.h"
+#include "kernel/panic.h"
+#include "kernel/percpu.h"
+#include "kernel/sched.h"
+#include "kernel/time.h"
+
+#define FIBER_STACK_PAGES 6u
+
+struct fiber {
+    struct sched_entity entity;
+    void *stack_top;
+    void *stack; // saved stack pointer while it does not run
+    void (*function)(void *);
+    void *argument;
+    enum sched_next next;
+};
+
+// What the scheduler's side saved, and who runs, per CPU.
+static void *scheduler_stack[MAX_CPUS];
+static struct fiber *running[MAX_CPUS];
+
+// kernel/x86/switch.asm: saves the callee-saved registers and the stack pointer in *from, continues
+// at to.
+extern void fiber_switch(void **from, void *to);
+
+struct fiber *fiber_current(void)
+{
+    return running[cpu_index()];
+}
+
+static void back_to_scheduler(enum sched_next next)
+{
+    CHECK(spin_none_held());
+    cpu_irq_disable();
+    struct fiber *self = fiber_current();
+    CHECK(self != NULL);
+    self->next = next;
+    fiber_switch(&self->stack, scheduler_stack[cpu_index()]);
+    cpu_irq_enable();
+}
+
+static void fiber_start(void)
+{
+    cpu_irq_enable();
+    struct fiber *self = fiber_current();
+    self->function(self->argument);
+    back_to_scheduler(SCHED_EXIT);
+    panic("a fiber that ended runs again");
+}
+
+static enum sched_next fiber_run(struct sched_entity *e, uint64_t until)
+{
+    (void)until;
+    struct fiber *f = container_of(e, struct fiber, entity);
+    uint32_t cpu = cpu_index();
+    running[cpu] = f;
+    fiber_switch(&scheduler_stack[cpu], f->stack);
+    running[cpu] = NULL;
+    return f->next;
+}
+
+struct fiber *fiber_create(const char *name, void (*function)(void *), void *argument)
+{
+    struct fiber *f = heap_alloc(sizeof(*f));
+    if (f == NULL)
+        return NULL;
+    f->stack_top = paging_alloc_stack(FIBER_STACK_PAGES);
+    if (f->stack_top == NULL) {
+        heap_free(f);
+        return NULL;
+    }
+    f->function = function;
+    f->argument = argument;
+    // The frame fiber_switch pops: six registers, the return address; and the alignment that a
+    // function expects at its start (RSP + 8 a multiple of 16).
+    uint64_t *stack = f->stack_top;
+    *--stack = 0;
+    *--stack = (uintptr_t)fiber_start;
+    for (unsigned i = 0; i < 6; i++)
+        *--stack = 0;
+    f->stack = stack;
+    sched_entity_init(&f->entity, name, fiber_run);
+    sched_add(&f->entity);
+    sched_wake(&f->entity);
+    return f;
+}
+
+void fiber_yield(void)
+{
+    back_to_scheduler(SCHED_AGAIN);
+}
+
+void fiber_sleep_until(uint64_t deadline)
+{
+    fiber_current()->entity.wake_deadline = deadline;
+    back_to_scheduler(SCHED_SLEEP);
+}
+
+void fiber_wake(struct fiber *f)
+{
+    sched_wake(&f->entity);
+}

@@ -1,0 +1,293 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// The scheduler: one queue of runnable entities for all CPUs, each CPU takes the one whose virtual
+// time (run time scaled by weight) is least. Fair by construction over any number of CPUs, and
+// simple; with a lock that is taken once per slice it carries the machines Fusor is for.
+//
+// One lock, sched_lock (RANK_SCHED), covers the queue, the sleepers and every entity's state.
+// Nobody holds it while an entity runs.
+#include "kernel/sched.h"
+
+#include <stdatomic.h>
+
+#include "kernel/error.h"
+#include "kernel/irq.h"
+#include "kernel/frames.h"
+#include "kernel/lock.h"
+#include "kernel/panic.h"
+#include "kernel/percpu.h"
+#include "kernel/serial.h"
+#include "kernel/time.h"
+#include "kernel/watchdog.h"
+
+#define SLICE_MS 10u
+// The CPU that serves the console UART looks at it this often even when a guest runs with
+// interrupts off: 16 bytes of receive FIFO last 1.4 ms at 115200 baud. (Hardware exits for external
+// interrupts whatever the guest's IF; Bochs 2.7 does not.)
+#define CONSOLE_SLICE_US 1000u
+
+static struct spinlock sched_lock = SPINLOCK_INIT("sched", RANK_SCHED);
+static struct list runnable = {&runnable, &runnable};
+static struct list sleepers = {&sleepers, &sleepers};
+static uint64_t floor_time; // virtual time no waking entity starts below
+static _Atomic uint32_t must_yield[MAX_CPUS];
+static _Atomic uint32_t idle[MAX_CPUS];
+static struct sched_entity *current[MAX_CPUS];
+static void (*console_poll)(void);
+
+void sched_set_console_poll(void (*poll)(void))
+{
+    console_poll = poll;
+}
+
+uint64_t sched_max_run_ticks(void)
+{
+    return cpu_index() == 0 ? tsc_hz / 1000000 * CONSOLE_SLICE_US : tsc_hz / 1000 * SLICE_MS;
+}
+
+bool sched_must_yield(uint32_t cpu)
+{
+    return must_yield[cpu] != 0;
+}
+
+void sched_entity_init(struct sched_entity *e, const char *name,
+                       enum sched_next (*run)(struct sched_entity *, uint64_t))
+{
+    *e = (struct sched_entity){
+        .state = SCHED_BLOCKED,
+        .cpu = -1,
+        .last_cpu = -1,
+        .cpu_mask = UINT64_MAX,
+        .weight = 100,
+        .wake_deadline = UINT64_MAX,
+        .run = run,
+        .name = name,
+    };
+    list_init(&e->link);
+}
+
+void sched_add(struct sched_entity *e)
+{
+    spin_lock(&sched_lock);
+    e->virtual_time = floor_time;
+    e->since = time_tsc();
+    list_push_back(&sleepers, &e->link);
+    spin_unlock(&sched_lock);
+}
+
+int sched_remove(struct sched_entity *e)
+{
+    spin_lock(&sched_lock);
+    int status = e->state == SCHED_RUNNING ? E_BUSY : 0;
+    if (status == 0) {
+        list_remove(&e->link);
+        e->dead = true;
+    }
+    spin_unlock(&sched_lock);
+    return status;
+}
+
+// Chooses who must look at the queue because `e` became runnable: an idle CPU, else one that runs
+// somebody further ahead. Returns -1 when the queue's order can wait.
+static int choose_cpu(const struct sched_entity *e)
+{
+    int worst = -1;
+    uint64_t most = e->virtual_time;
+    for (uint32_t i = 0; i < cpu_count; i++) {
+        if ((e->cpu_mask >> i & 1) == 0 || cpus[i].online == 0)
+            continue;
+        if (idle[i] != 0)
+            return (int)i;
+        if (current[i] != NULL && current[i]->virtual_time > most) {
+            most = current[i]->virtual_time;
+            worst = (int)i;
+        }
+    }
+    return worst;
+}
+
+static void make_runnable(struct sched_entity *e, uint64_t now)
+{
+    list_remove(&e->link);
+    e->state = SCHED_RUNNABLE;
+    e->since = now;
+    e->wake_deadline = UINT64_MAX;
+    // A sleeper does not save up time: it may be ahead of the others by one slice at most.
+    uint64_t slice = tsc_hz / 1000 * SLICE_MS;
+    uint64_t least = floor_time > slice ? floor_time - slice : 0;
+    if (e->virtual_time < least)
+        e->virtual_time = least;
+    list_push_back(&runnable, &e->link);
+}
+
+// Lock held. Tells `cpu` to look at the queue; returns true when it needs an NMI because it may be
+// in a guest.
+static bool ask_to_yield(int cpu)
+{
+    if (cpu < 0)
+        return false;
+    must_yield[cpu] = 1;
+    if ((uint32_t)cpu == cpu_index())
+        return false;
+    if (idle[cpu] != 0) {
+        irq_send_wake((uint32_t)cpu);
+        return false;
+    }
+    return true;
+}
+
+void sched_wake(struct sched_entity *e)
+{
+    bool nmi = false;
+    int cpu = -1;
+    spin_lock(&sched_lock);
+    if (e->dead) {
+        // Nobody waits for it any more.
+    } else if (e->state == SCHED_BLOCKED) {
+        make_runnable(e, time_tsc());
+        cpu = choose_cpu(e);
+        nmi = ask_to_yield(cpu);
+    } else if (e->state == SCHED_RUNNING) {
+        e->wake_pending = true;
+    }
+    spin_unlock(&sched_lock);
+    if (nmi)
+        irq_send_nmi((uint32_t)cpu);
+}
+
+// Lock held. Wakes sleepers that are due; returns the next deadline.
+static uint64_t wake_due(uint64_t now)
+{
+    uint64_t next = UINT64_MAX;
+    list_for_each_safe(it, &sleepers)
+    {
+        struct sched_entity *e = container_of(it, struct sched_entity, link);
+        if (e->wake_deadline <= now) {
+            make_runnable(e, now);
+            int cpu = choose_cpu(e);
+            if (cpu >= 0 && (uint32_t)cpu != cpu_index() && idle[cpu] != 0)
+                irq_send_wake((uint32_t)cpu);
+        } else {
+            next = MIN(next, e->wake_deadline);
+        }
+    }
+    return next;
+}
+
+// Lock held. The runnable entity furthest behind that may run here; within one console slice of
+// that, one that ran here last is preferred for its warm caches.
+static struct sched_entity *pick(uint32_t cpu)
+{
+    struct sched_entity *best = NULL;
+    list_for_each(it, &runnable)
+    {
+        struct sched_entity *e = container_of(it, struct sched_entity, link);
+        if ((e->cpu_mask >> cpu & 1) == 0)
+            continue;
+        if (best == NULL || e->virtual_time < best->virtual_time)
+            best = e;
+    }
+    if (best == NULL)
+        return NULL;
+    uint64_t near = best->virtual_time + tsc_hz / 1000 * SLICE_MS / 2;
+    floor_time = MAX(floor_time, best->virtual_time);
+    if (best->last_cpu == (int)cpu)
+        return best;
+    list_for_each(it, &runnable)
+    {
+        struct sched_entity *e = container_of(it, struct sched_entity, link);
+        if (e->last_cpu == (int)cpu && e->virtual_time <= near && (e->cpu_mask >> cpu & 1) != 0)
+            return e;
+    }
+    return best;
+}
+
+static void start(struct sched_entity *e, uint32_t cpu, uint64_t now)
+{
+    list_remove(&e->link);
+    e->wait_ticks += now - e->since;
+    e->since = now;
+    e->state = SCHED_RUNNING;
+    e->wake_pending = false;
+    e->last_cpu = (int)cpu;
+    __atomic_store_n(&e->cpu, (int)cpu, __ATOMIC_RELEASE);
+    current[cpu] = e;
+}
+
+static void finish(struct sched_entity *e, enum sched_next next, uint32_t cpu)
+{
+    uint64_t now = time_tsc();
+    uint64_t ran = now - e->since;
+    spin_lock(&sched_lock);
+    e->run_ticks += ran;
+    e->virtual_time += ran * 100 / MAX(e->weight, 1u);
+    e->since = now;
+    current[cpu] = NULL;
+    if (next == SCHED_EXIT) {
+        e->dead = true;
+        e->state = SCHED_BLOCKED;
+    } else if (next == SCHED_SLEEP && !e->wake_pending) {
+        e->state = SCHED_BLOCKED;
+        list_push_back(&sleepers, &e->link);
+    } else {
+        e->state = SCHED_RUNNABLE;
+        e->wake_deadline = UINT64_MAX;
+        list_push_back(&runnable, &e->link);
+    }
+    __atomic_store_n(&e->cpu, -1, __ATOMIC_RELEASE);
+    spin_unlock(&sched_lock);
+}
+
+// Nothing to run: scrub free frames, then halt until an interrupt or the next sleeper's time.
+static void be_idle(struct cpu *cpu, uint64_t deadline)
+{
+    if (frames_zero_some())
+        return;
+    time_arm(deadline);
+    cpu->last_alive = UINT64_MAX;
+    // Whoever makes an entity runnable after this sees idle and sends the wake-up interrupt, which
+    // ends the halt; whoever did before has set must_yield.
+    atomic_store_explicit(&idle[cpu->index], 1, memory_order_seq_cst);
+    if (must_yield[cpu->index] == 0)
+        cpu_irq_enable_and_halt();
+    cpu_irq_disable();
+    idle[cpu->index] = 0;
+    cpu->last_alive = time_tsc();
+}
+
+_Noreturn void sched_loop(void)
+{
+    struct cpu *cpu = this_cpu();
+    cpu_irq_disable();
+    for (;;) {
+        cpu_irq_enable(); // a window for what is pending
+        cpu_relax();
+        cpu_irq_disable();
+        CHECK(spin_none_held());
+        cpu->kicked = 0;
+        if (cpu->index == 0) {
+            serial_poll();
+            if (console_poll != NULL)
+                console_poll();
+        }
+        watchdog_check();
+
+        spin_lock(&sched_lock);
+        must_yield[cpu->index] = 0;
+        uint64_t now = time_tsc();
+        cpu->last_alive = now;
+        uint64_t next_wake = wake_due(now);
+        struct sched_entity *e = pick(cpu->index);
+        if (e != NULL)
+            start(e, cpu->index, now);
+        spin_unlock(&sched_lock);
+
+        if (e == NULL) {
+            be_idle(cpu, next_wake);
+            continue;
+        }
+        // Sleepers that become due end the run, so that they are woken in time.
+        uint64_t until = MIN(now + sched_max_run_ticks(), MAX(next_wake, now + tsc_hz / 100000));
+        enum sched_next next = e->run(e, until);
+        finish(e, next, cpu->index);
+    }
+}

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: BSD-2-Clause
+import os
+import shutil
+import sys
+
+import pytest
+
+sys.path.insert(0, os.path.dirname(__file__))
+
+
+def pytest_addoption(parser):
+    parser.addoption("--full", action="store_true", help="also the slow matrices")
+
+
+@pytest.fixture(scope="session")
+def full(request):
+    if not request.config.getoption("--full"):
+        pytest.skip("only in make test-full")
+
+
+@pytest.fixture(scope="session")
+def bochs():
+    """Skips, with the reason, where the engine is missing."""
+    binary = os.environ.get("BOCHS", "bochs")
+    if shutil.which(binary) is None:
+        pytest.skip(f"{binary} is not installed (Debian package bochs)")
+
+
+@pytest.fixture(scope="session")
+def qemu():
+    if shutil.which("qemu-system-x86_64") is None:
+        pytest.skip("qemu-system-x86_64 is not installed (Debian package qemu-system-x86)")

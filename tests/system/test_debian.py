@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Two Debian guests on two CPUs in Bochs, and the scheduler. One boot, many checks."""
+import os
+import re
+import time
+
+import pytest
+
+import fusor
+
+GUEST = os.path.join(fusor.BUILD, "guest")
+CMDLINE = "console=ttyS0 nokaslr tsc=reliable cryptomgr.notests"
+CONFIG = f"""\
+[host]
+files = \\guests
+
+[vm alpha]
+memory  = 256M
+kernel  = \\guests\\vmlinuz
+initrd  = \\guests\\initrd.img
+cmdline = "{CMDLINE} host=alpha"
+
+[vm beta]
+memory  = 256M
+kernel  = \\guests\\vmlinuz
+initrd  = \\guests\\initrd.img
+cmdline = "{CMDLINE} host=beta"
+"""
+
+
+@pytest.fixture(scope="module")
+def machine(bochs, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("debian")
+    image = fusor.make_image(str(directory / "debian.img"), CONFIG, [
+        ("guests/bare.bin", fusor.BARE), ("guests/vmlinuz", os.path.join(GUEST, "vmlinuz")),
+        ("guests/initrd.img", os.path.join(GUEST, "initrd.img"))])
+    m = fusor.Machine(image, memory=1024, cpus=2, timeout=1800)
+    try:
+        yield m.wait_prompt(400)
+        assert m.power_off() == 0
+    finally:
+        m.close()
+
+
+class Attached:
+    """The serial port of a guest, between `vm console` and Ctrl-]."""
+
+    def __init__(self, machine, name):
+        self.machine, self.name = machine, name
+
+    def __enter__(self):
+        self.machine.send(f"vm console {self.name}\r")
+        self.machine.console.expect_exact(f"vm console {self.name}\r\n")
+        return self
+
+    def __exit__(self, *exception):
+        self.machine.send("\x1d")
+        self.machine.console.expect_exact("\r\n" + fusor.PROMPT)
+
+    def shell(self, command, timeout=120):
+        """Types a command at the guest's shell and returns its output."""
+        prompt = f"{self.name}:/# "
+        self.machine.send(command + "\n")
+        self.machine.console.expect_exact(command, timeout=timeout)
+        self.machine.console.expect_exact(prompt, timeout=timeout)
+        return self.machine.console.before.replace("\r", "")
+
+
+@pytest.mark.parametrize("name", ["alpha", "beta"])
+def test_userland(machine, name):
+    with Attached(machine, name) as guest:
+        machine.console.expect_exact(f"{name}:/# ", timeout=900)
+        assert re.search(r"Linux \S+ 6\.\S+", guest.shell("uname -a"))
+        total = int(re.search(r"MemTotal:\s+(\d+) kB", guest.shell("cat /proc/meminfo")).group(1))
+        assert 180 << 10 < total < 256 << 10
+        dmesg = guest.shell("dmesg | grep -iE 'tsc|clocksource|apic|acpi: pm|rtc' ")
+        assert "PIT calibration failed" not in dmesg
+        assert "Marking TSC unstable" not in dmesg
+        assert "Switched to clocksource tsc" in dmesg
+        errors = guest.shell("dmesg | grep -iE 'BUG|oops|call trace|lockup|stall' | wc -l")
+        assert re.search(r"^0$", errors, re.M), errors
+
+
+def test_guest_time_is_true(machine):
+    """A sleep of 5 s by the guest is 5 s on Fusor's clock, within 1 % (and the exits of a poll)."""
+    def uptime():
+        facts = dict(x.split(": ", 1) for x in machine.command("host"))
+        return float(facts["uptime"].split()[0])
+    with Attached(machine, "alpha") as guest:
+        out = guest.shell("cat /proc/uptime; sleep 5; cat /proc/uptime")
+    inside = [float(x.split()[0]) for x in re.findall(r"^\d+\.\d+ \d+\.\d+$", out, re.M)]
+    assert abs(inside[1] - inside[0] - 5) < 0.1, inside
+    with Attached(machine, "alpha") as guest:
+        first = float(re.search(r"^(\d+\.\d+) ", guest.shell("cat /proc/uptime"), re.M).group(1))
+    a = uptime()
+    time.sleep(10)
+    with Attached(machine, "alpha") as guest:
+        second = float(re.search(r"^(\d+\.\d+) ", guest.shell("cat /proc/uptime"), re.M).group(1))
+    b = uptime()
+    assert abs((second - first) - (b - a)) < max(0.02 * (b - a), 1.0), (first, second, a, b)
+
+
+def test_metrics_of_running_guests(machine):
+    m = machine.metrics()
+    for name in ("alpha", "beta"):
+        resident = m[name, "Guest/RAM/Usage/Resident"]
+        print(name, "resident", resident, "kB")
+        assert 40 << 10 < resident < 200 << 10
+    assert any("EPT_VIOLATION" in x for x in machine.command("exits alpha"))
+
+
+def test_four_spinners_share_two_cpus(machine):
+    """Paused Debian guests, four spinning bare guests: equal shares within 10 %, live console."""
+    for name in ("alpha", "beta"):
+        machine.ok(f"vm pause {name}")
+    names = [f"spin{i}" for i in range(4)]
+    for name in names:
+        machine.ok(f'vm create {name} memory=8M kernel=\\guests\\bare.bin cmdline="test=spincli"')
+        machine.ok(f"vm start {name}")
+
+    def run_ticks():
+        m = machine.metrics()
+        return [m[x, "CPU/Run"] for x in names]
+    before = run_ticks()
+    time.sleep(15)
+    after = run_ticks()
+    shares = [b - a for a, b in zip(before, after)]
+    print("shares", shares)
+    assert max(shares) < 1.1 * min(shares), shares
+    # the console answers within a second of the machine's time
+    up = [float(dict(x.split(": ", 1) for x in machine.command("host"))["uptime"].split()[0])
+          for _ in range(2)]
+    assert up[1] - up[0] < 1, up
+    for name in names:
+        machine.ok(f"vm destroy {name}")
+    for name in ("alpha", "beta"):
+        machine.ok(f"vm resume {name}")
+
+
+def test_weights(machine):
+    for name, weight in (("light", 100), ("heavy", 300), ("filler", 400)):
+        machine.ok(f'vm create {name} memory=8M weight={weight} affinity=1 kernel=\\guests\\bare.bin '
+                   'cmdline="test=spincli"')
+    for name in ("light", "heavy", "filler"):
+        machine.ok(f"vm start {name}")
+    before = machine.metrics()
+    time.sleep(15)
+    after = machine.metrics()
+    ran = {n: after[n, "CPU/Run"] - before[n, "CPU/Run"] for n in ("light", "heavy", "filler")}
+    assert 2.4 < ran["heavy"] / ran["light"] < 3.6, ran
+    for name in ("light", "heavy", "filler"):
+        machine.ok(f"vm destroy {name}")
+
+
+def test_shutdown_by_power_button_and_reset(machine):
+    machine.ok("vm shutdown beta")
+    machine.wait_state("beta", "stopped", 300)
+    m = machine.metrics()
+    assert m["beta", "Guest/RAM/Usage/Resident"] == 0
+    with Attached(machine, "alpha") as guest:
+        guest.shell("echo still here")
+        machine.send("reboot -f\n")
+        machine.console.expect("reset by the guest", timeout=120)
+    assert machine.state("alpha") == "running"
+    machine.ok("vm stop alpha")

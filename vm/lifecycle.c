@@ -1,0 +1,423 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Create, start, pause, resume, reset, stop, destroy; and the service fiber that does what a vCPU
+// asked for from inside the guest. Every operation owns the VM through its busy mark, so they never
+// overlap.
+#include "kernel/error.h"
+#include "kernel/files.h"
+#include "kernel/format.h"
+#include "kernel/heap.h"
+#include "kernel/init.h"
+#include "kernel/log.h"
+#include "kernel/string.h"
+#include "kernel/time.h"
+#include "vm/acpi.h"
+#include "vm/loader.h"
+#include "vm/table.h"
+
+const struct vm_platform_ops *vm_platform;
+static _Atomic uint64_t next_id = 1; // 64 bits: never reused
+static struct fiber *service;
+static void (*event_sink)(const char *line);
+
+void vm_set_platform(const struct vm_platform_ops *ops)
+{
+    vm_platform = ops;
+}
+
+void vm_set_event_sink(void (*sink)(const char *line))
+{
+    event_sink = sink;
+}
+
+void vm_event(const char *format, ...)
+{
+    char line[VM_WHY_MAX + 64];
+    va_list args;
+    va_start(args, format);
+    format_text_v(line, sizeof(line), format, args);
+    va_end(args);
+    log_info("%s", line);
+    if (event_sink != NULL)
+        event_sink(line);
+}
+
+void vm_wake_service(void)
+{
+    fiber_wake(service);
+}
+
+void vm_ask(struct vm *vm, enum vm_request request)
+{
+    enum vm_request none = VM_REQUEST_NONE;
+    atomic_compare_exchange_strong(&vm->request, &none, request); // the first one counts
+    vcpu_request_stop(&vm->vcpu);
+    vm_wake_service();
+}
+
+static int fail(char *why, int status, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+static int fail(char *why, int status, const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    if (why != NULL)
+        format_text_v(why, VM_WHY_MAX, format, args);
+    va_end(args);
+    return status;
+}
+
+static int no_such(char *why, const char *name)
+{
+    return fail(why, E_NOENT, "no VM named %s; `vm list` shows all", name);
+}
+
+// Waits until the vCPU has left the guest and its CPU.
+static void take_out(struct vm *vm)
+{
+    vcpu_request_stop(&vm->vcpu);
+    while (!vcpu_is_out(&vm->vcpu))
+        fiber_sleep_until(time_tsc() + tsc_hz / 20000);
+}
+
+static struct cpuid_leaf machine_cpuid(uint32_t leaf, uint32_t subleaf)
+{
+    struct cpuid_regs r = cpu_cpuid(leaf, subleaf);
+    return (struct cpuid_leaf){r.eax, r.ebx, r.ecx, r.edx};
+}
+
+static int check_memory(const struct vm_config *config, char *why)
+{
+    struct frames_snapshot frames;
+    frames_snapshot(&frames, NULL, 0, NULL, NULL);
+    if (config->memory / PAGE_SIZE > frames.total)
+        return fail(why, E_RANGE, "memory: %lu kB is more than this machine has (%lu kB)",
+                    config->memory / KIB, frames.total * (PAGE_SIZE / KIB));
+    return 0;
+}
+
+int vm_create(const struct vm_config *config, char *why)
+{
+    int status = check_memory(config, why);
+    if (status != 0)
+        return status;
+    if (!vmx_available())
+        return fail(why, E_NOSYS, "no VMs on this machine: %s", vmx_unavailable_reason());
+    struct vm *vm = heap_alloc(sizeof(*vm));
+    if (vm == NULL)
+        return fail(why, E_NOMEM, "no memory for another VM; `vm stop` or `vm destroy` one");
+    vm->id = next_id++;
+    vm->config = *config;
+    vm->state = VM_STOPPED;
+    spin_init(&vm->device_lock, "device", RANK_DEVICE);
+    bus_init(&vm->bus);
+    vclock_init(&vm->clock, tsc_hz);
+    vtimer_queue_init(&vm->timers);
+    cpuid_policy_init(&vm->cpuid, config->cpus, tsc_hz, machine_cpuid);
+    status = vcpu_init(&vm->vcpu, 0, vm->config.name, vm, &vm->ept, &vm_vcpu_ops, &vm->cpuid);
+    if (status != 0) {
+        heap_free(vm);
+        return fail(why, status, "no memory for another VM; `vm stop` or `vm destroy` one");
+    }
+    vm->vcpu.entity.weight = config->weight;
+    vm->vcpu.entity.cpu_mask = config->affinity;
+    status = vm_platform->create(vm);
+    if (status == 0) {
+        status = vm_table_add(vm);
+        if (status != 0)
+            vm_platform->destroy(vm);
+    }
+    if (status != 0) {
+        sched_remove(&vm->vcpu.entity);
+        vcpu_free(&vm->vcpu);
+        heap_free(vm);
+        if (status == E_EXIST)
+            return fail(why, status, "a VM named %s exists already", config->name);
+        return fail(why, status, "no room for another VM (at most %u)", VM_MAX);
+    }
+    return 0;
+}
+
+static int load_file(const char *path, const uint8_t **data, uint64_t *size, char *why)
+{
+    int status = files_find(path, data, size);
+    if (status == E_NOENT)
+        return fail(why, status, "%s was not loaded at boot", path);
+    if (status != 0)
+        return fail(why, status, "%s could not be read at boot", path);
+    return 0;
+}
+
+static int load(struct vm *vm, struct vcpu_start *start, char *why)
+{
+    struct loader_input input = {
+        .vm = vm, .memory = vm->config.memory, .cmdline = vm->config.cmdline};
+    int status = load_file(vm->config.kernel, &input.kernel, &input.kernel_size, why);
+    if (status == 0 && vm->config.initrd[0] != 0)
+        status = load_file(vm->config.initrd, &input.initrd, &input.initrd_size, why);
+    if (status != 0)
+        return status;
+    gpa_t rsdp;
+    status = acpi_write_tables(vm, vm->config.cpus, &rsdp);
+    if (status != 0)
+        return fail(why, status, "no memory for the ACPI tables");
+    struct loader_entry entry;
+    status = loader_linux(&input, &entry, why, VM_WHY_MAX);
+    if (status != 0)
+        return status;
+    *start = (struct vcpu_start){
+        .rip = entry.rip,
+        .rsp = entry.rsp,
+        .rsi = entry.rsi,
+        .cr3 = entry.cr3,
+        .gdt_base = entry.gdt_base,
+        .gdt_limit = entry.gdt_limit,
+        .code_selector = entry.code_selector,
+        .data_selector = entry.data_selector,
+    };
+    return 0;
+}
+
+// From nothing to a VM that is ready to run, its clock frozen at 0.
+static int power_on(struct vm *vm, char *why)
+{
+    struct vcpu_start start;
+    int status = vm_memory_create(vm);
+    if (status != 0)
+        return fail(why, status, "no memory for the page tables of %s", vm->config.name);
+    status = load(vm, &start, why);
+    if (status == 0)
+        status = vcpu_reset(&vm->vcpu, &start);
+    if (status != 0) {
+        vm_memory_destroy(vm);
+        return status;
+    }
+    spin_lock(&vm->device_lock);
+    vclock_init(&vm->clock, tsc_hz);
+    vm_platform->reset(vm);
+    spin_unlock(&vm->device_lock);
+    vm->crash[0] = 0;
+    return 0;
+}
+
+static void run(struct vm *vm)
+{
+    spin_lock(&vm->device_lock);
+    vclock_thaw(&vm->clock);
+    vm->vcpu.tsc_offset = vm->clock.offset + vm->vcpu.tsc_adjust;
+    spin_unlock(&vm->device_lock);
+    vm->state = VM_RUNNING;
+    vcpu_allow_run(&vm->vcpu);
+}
+
+static void freeze(struct vm *vm)
+{
+    take_out(vm);
+    spin_lock(&vm->device_lock);
+    vclock_freeze(&vm->clock);
+    spin_unlock(&vm->device_lock);
+}
+
+// Ends the VM's run for good; its memory goes back.
+static void power_off(struct vm *vm, enum vm_state state)
+{
+    freeze(vm);
+    vm->request = VM_REQUEST_NONE;
+    vm->state = state;
+    vm->vcpu.waiting_memory = false;
+    vm_memory_destroy(vm);
+}
+
+int vm_start(const char *name, char *why)
+{
+    struct vm *vm = vm_acquire(name);
+    if (vm == NULL)
+        return no_such(why, name);
+    int status = 0;
+    if (vm->state == VM_RUNNING)
+        status = fail(why, E_BUSY, "%s runs already", name);
+    else if (vm->state == VM_PAUSED)
+        status = fail(why, E_BUSY, "%s is paused; use `vm resume %s`", name, name);
+    else {
+        power_off(vm, VM_STOPPED); // what a crashed VM left for inspection
+        status = power_on(vm, why);
+        if (status == 0)
+            run(vm);
+    }
+    vm_release(vm);
+    return status;
+}
+
+int vm_pause(const char *name, char *why)
+{
+    struct vm *vm = vm_acquire(name);
+    if (vm == NULL)
+        return no_such(why, name);
+    int status = 0;
+    if (vm->state != VM_RUNNING) {
+        status = fail(why, E_BUSY, "%s does not run: it is %s", name, vm_state_name(vm->state));
+    } else {
+        freeze(vm);
+        vm->state = VM_PAUSED;
+    }
+    vm_release(vm);
+    return status;
+}
+
+int vm_resume(const char *name, char *why)
+{
+    struct vm *vm = vm_acquire(name);
+    if (vm == NULL)
+        return no_such(why, name);
+    int status = 0;
+    if (vm->state != VM_PAUSED)
+        status = fail(why, E_BUSY, "%s is not paused: it is %s", name, vm_state_name(vm->state));
+    else
+        run(vm);
+    vm_release(vm);
+    return status;
+}
+
+static int reset(struct vm *vm, char *why)
+{
+    power_off(vm, VM_STOPPED);
+    int status = power_on(vm, why);
+    if (status == 0)
+        run(vm);
+    return status;
+}
+
+int vm_reset(const char *name, char *why)
+{
+    struct vm *vm = vm_acquire(name);
+    if (vm == NULL)
+        return no_such(why, name);
+    int status = 0;
+    if (vm->state == VM_STOPPED)
+        status = fail(why, E_BUSY, "%s is stopped; use `vm start %s`", name, name);
+    else
+        status = reset(vm, why);
+    vm_release(vm);
+    return status;
+}
+
+int vm_shutdown(const char *name, char *why)
+{
+    struct vm *vm = vm_acquire(name);
+    if (vm == NULL)
+        return no_such(why, name);
+    int status = 0;
+    if (vm->state != VM_RUNNING) {
+        status = fail(why, E_BUSY, "%s does not run: it is %s", name, vm_state_name(vm->state));
+    } else {
+        spin_lock(&vm->device_lock);
+        vm_platform->press_power_button(vm);
+        spin_unlock(&vm->device_lock);
+        vcpu_notify(&vm->vcpu);
+    }
+    vm_release(vm);
+    return status;
+}
+
+int vm_stop(const char *name, char *why)
+{
+    struct vm *vm = vm_acquire(name);
+    if (vm == NULL)
+        return no_such(why, name);
+    int status = 0;
+    if (vm->state == VM_STOPPED)
+        status = fail(why, E_BUSY, "%s is stopped already", name);
+    else
+        power_off(vm, VM_STOPPED);
+    vm_release(vm);
+    return status;
+}
+
+int vm_destroy(const char *name, char *why)
+{
+    struct vm *vm = vm_acquire(name);
+    if (vm == NULL)
+        return no_such(why, name);
+    power_off(vm, VM_STOPPED);
+    vm_table_remove(vm);
+    while (sched_remove(&vm->vcpu.entity) != 0)
+        fiber_yield();
+    vm_platform->destroy(vm);
+    vcpu_free(&vm->vcpu);
+    heap_free(vm);
+    return 0;
+}
+
+int vm_set(const struct vm_config *config, char *why)
+{
+    struct vm *vm = vm_acquire(config->name);
+    if (vm == NULL)
+        return no_such(why, config->name);
+    int status = check_memory(config, why);
+    bool stopped = vm->state == VM_STOPPED;
+    if (status == 0 && !stopped && config->memory != vm->config.memory)
+        status =
+            fail(why, E_BUSY, "memory of %s can change only while it is stopped; use `vm stop %s`",
+                 config->name, config->name);
+    if (status == 0) {
+        vm->config = *config;
+        vm->vcpu.entity.weight = config->weight;
+        vm->vcpu.entity.cpu_mask = config->affinity;
+    }
+    vm_release(vm);
+    return status;
+}
+
+static void serve(struct vm *vm)
+{
+    char why[VM_WHY_MAX];
+    enum vm_request request = atomic_exchange(&vm->request, VM_REQUEST_NONE);
+    if (vm->state != VM_RUNNING && vm->state != VM_PAUSED)
+        return; // it was stopped meanwhile
+    switch (request) {
+    case VM_REQUEST_RESET:
+        if (reset(vm, why) == 0) {
+            vm_event("VM %s reset by the guest", vm->config.name);
+        } else {
+            vm->state = VM_CRASHED;
+            memcpy(vm->crash, why, sizeof(vm->crash));
+            vm_event("VM %s could not be reset: %s", vm->config.name, why);
+        }
+        break;
+    case VM_REQUEST_OFF:
+        power_off(vm, VM_STOPPED);
+        vm_event("VM %s powered off", vm->config.name);
+        break;
+    case VM_REQUEST_EXIT:
+        power_off(vm, VM_STOPPED);
+        vm_event("VM %s ended with code %u", vm->config.name, vm->exit_code);
+        break;
+    case VM_REQUEST_CRASH:
+        freeze(vm); // its memory stays, for whoever wants to look, until stop, start or destroy
+        vm->state = VM_CRASHED;
+        vm_event("VM %s crashed: %s", vm->config.name, vm->crash);
+        break;
+    case VM_REQUEST_NONE:
+        break;
+    }
+}
+
+static void serve_all(void *unused)
+{
+    (void)unused;
+    for (;;) {
+        struct vm *vm;
+        while ((vm = vm_next_with_request()) != NULL) {
+            serve(vm);
+            vm_release(vm);
+        }
+        fiber_sleep_until(UINT64_MAX);
+    }
+}
+
+static int start_service(const struct boot_info *info)
+{
+    (void)info;
+    service = fiber_create("vm-service", serve_all, NULL);
+    return service == NULL ? E_NOMEM : 0;
+}
+INIT_HOOK(INIT_VM, start_service);

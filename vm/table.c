@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// The table of VMs: finding, marking busy, and the facts for the console.
+//
+// table_lock (RANK_VM_TABLE) covers the table and the busy marks. It is held over a whole snapshot,
+// so that a VM cannot go away meanwhile; no lifecycle work is done under it.
+#include "vm/table.h"
+
+#include "kernel/error.h"
+#include "kernel/heap.h"
+#include "kernel/string.h"
+#include "kernel/sched.h"
+#include "kernel/time.h"
+
+static struct spinlock table_lock = SPINLOCK_INIT("vm-table", RANK_VM_TABLE);
+static struct vm *table[VM_MAX]; // in order of creation, without gaps
+static unsigned count;
+
+static struct vm *find(const char *name)
+{
+    for (unsigned i = 0; i < count; i++)
+        if (strcmp(table[i]->config.name, name) == 0)
+            return table[i];
+    return NULL;
+}
+
+int vm_table_add(struct vm *vm)
+{
+    int status = 0;
+    spin_lock(&table_lock);
+    if (find(vm->config.name) != NULL)
+        status = E_EXIST;
+    else if (count == VM_MAX)
+        status = E_NOMEM;
+    else
+        table[count++] = vm;
+    spin_unlock(&table_lock);
+    return status;
+}
+
+void vm_table_remove(struct vm *vm)
+{
+    spin_lock(&table_lock);
+    unsigned i = 0;
+    while (table[i] != vm)
+        i++;
+    count--;
+    for (; i < count; i++)
+        table[i] = table[i + 1];
+    spin_unlock(&table_lock);
+}
+
+struct vm *vm_acquire(const char *name)
+{
+    for (;;) {
+        spin_lock(&table_lock);
+        struct vm *vm = find(name);
+        bool mine = vm != NULL && !vm->busy;
+        if (mine)
+            vm->busy = true;
+        spin_unlock(&table_lock);
+        if (mine || vm == NULL)
+            return vm;
+        fiber_sleep_until(time_tsc() + tsc_hz / 1000);
+    }
+}
+
+void vm_release(struct vm *vm)
+{
+    spin_lock(&table_lock);
+    vm->busy = false;
+    spin_unlock(&table_lock);
+    if (vm->request != VM_REQUEST_NONE) // asked while the VM was busy
+        vm_wake_service();
+}
+
+struct vm *vm_next_with_request(void)
+{
+    struct vm *found = NULL;
+    spin_lock(&table_lock);
+    for (unsigned i = 0; i < count && found == NULL; i++)
+        if (table[i]->request != VM_REQUEST_NONE && !table[i]->busy) {
+            found = table[i];
+            found->busy = true;
+        }
+    spin_unlock(&table_lock);
+    return found;
+}
+
+const char *vm_state_name(enum vm_state state)
+{
+    static const char *const names[] = {"stopped", "running", "paused", "waiting-memory",
+                                        "crashed"};
+    return names[state];
+}
+
+static void fill(struct vm_info *info, const struct vm *vm, uint64_t private_frames,
+                 uint64_t shared)
+{
+    info->id = vm->id;
+    info->config = vm->config;
+    info->state =
+        vm->state == VM_RUNNING && vm->vcpu.waiting_memory ? VM_WAITING_MEMORY : vm->state;
+    info->configured = vm->config.memory / PAGE_SIZE;
+    info->private_frames = private_frames;
+    info->shared = shared;
+    info->balloon = 0;
+    uint64_t used = private_frames + shared;
+    info->untouched = info->configured > used ? info->configured - used : 0;
+    info->table_frames = vm->memory_present ? vm->ept.table_frames : 0;
+    info->run_ticks = vm->vcpu.entity.run_ticks;
+    info->wait_ticks = vm->vcpu.entity.wait_ticks;
+    info->shootdowns = vm->ept.shootdowns;
+    info->large_splits = vm->ept.large_splits;
+    info->large_collapses = vm->ept.large_collapses;
+    info->large_leaves = vm->memory_present ? vm->ept.large_leaves : 0;
+    info->unknown_msrs = vm->vcpu.unknown_msrs;
+    info->unclaimed_io = vm->bus.unclaimed;
+    info->rom_writes = vm->rom_writes;
+    memcpy(info->crash, vm->crash, sizeof(info->crash));
+}
+
+unsigned vm_snapshot(struct vm_info *infos, struct frames_snapshot *frames)
+{
+    struct frame_account *accounts[VM_MAX];
+    uint64_t private_frames[VM_MAX], shared[VM_MAX];
+    spin_lock(&table_lock);
+    for (unsigned i = 0; i < count; i++)
+        accounts[i] = &table[i]->account;
+    frames_snapshot(frames, accounts, count, private_frames, shared);
+    for (unsigned i = 0; i < count; i++)
+        fill(&infos[i], table[i], private_frames[i], shared[i]);
+    unsigned n = count;
+    spin_unlock(&table_lock);
+    return n;
+}
+
+int vm_get(const char *name, struct vm_info *info)
+{
+    int status = E_NOENT;
+    spin_lock(&table_lock);
+    struct vm *vm = find(name);
+    if (vm != NULL) {
+        struct frame_account *account = &vm->account;
+        struct frames_snapshot frames;
+        uint64_t private_frames, shared;
+        frames_snapshot(&frames, &account, 1, &private_frames, &shared);
+        fill(info, vm, private_frames, shared);
+        status = 0;
+    }
+    spin_unlock(&table_lock);
+    return status;
+}
+
+int vm_exits(const char *name, struct vm_exit_count *counts, unsigned room)
+{
+    int n = E_NOENT;
+    spin_lock(&table_lock);
+    struct vm *vm = find(name);
+    if (vm != NULL) {
+        n = 0;
+        for (unsigned i = 0; i < EXIT_REASONS && (unsigned)n < room; i++)
+            if (vm->vcpu.exits[i] != 0 && vmx_exit_name(i) != NULL)
+                counts[n++] = (struct vm_exit_count){vmx_exit_name(i), vm->vcpu.exits[i]};
+    }
+    spin_unlock(&table_lock);
+    return n;
+}
+
+int vm_console_read(const char *name, uint64_t *cursor, char *buffer, size_t size)
+{
+    int n = E_NOENT;
+    spin_lock(&table_lock);
+    struct vm *vm = find(name);
+    if (vm != NULL) {
+        spin_lock(&vm->device_lock);
+        n = (int)vm_platform->read_console(vm, cursor, buffer, size);
+        spin_unlock(&vm->device_lock);
+    }
+    spin_unlock(&table_lock);
+    return n;
+}
+
+int vm_console_write(const char *name, const char *data, size_t size)
+{
+    int n = E_NOENT;
+    spin_lock(&table_lock);
+    struct vm *vm = find(name);
+    if (vm != NULL) {
+        spin_lock(&vm->device_lock);
+        n = (int)vm_platform->write_console(vm, data, size);
+        spin_unlock(&vm->device_lock);
+    }
+    spin_unlock(&table_lock);
+    return n;
+}

@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// A vCPU as VT-x runs it, and what the rooms above answer for it.
+//
+// A vCPU belongs to one scheduler entity. While it runs, its VMCS, FPU and MSR state are loaded on
+// that CPU; they are unloaded before run() returns to the scheduler, so that any CPU may run it
+// next. Fields without a comment about others belong to the CPU that runs the vCPU.
+#pragma once
+
+#include <stdatomic.h>
+
+#include "ept/ept.h"
+#include "kernel/sched.h"
+#include "kernel/types.h"
+#include "vmx/vmcs_fields.h"
+
+struct vcpu;
+struct cpuid_policy;
+
+// Register numbers in encoding order (SDM vol. 2, table 2-2).
+enum vcpu_register { REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI };
+
+enum vcpu_result {
+    VCPU_RESUME, // go on in the guest
+    VCPU_BLOCK,  // HLT: sleep until an event
+    VCPU_STOP,   // do not run again before vcpu_allow_run: paused, crashed, reset, powered off
+    VCPU_WAIT,   // no memory: try again later, the instruction was not executed
+};
+
+// What the rooms above provide. All are called on the CPU that runs the vCPU, interrupts off.
+struct vcpu_ops {
+    uint32_t (*pio_in)(struct vcpu *v, uint16_t port, unsigned size);
+    void (*pio_out)(struct vcpu *v, uint16_t port, unsigned size, uint32_t value);
+    // APIC-related MSRs; E_INVAL gives the guest #GP.
+    int (*read_msr)(struct vcpu *v, uint32_t msr, uint64_t *value);
+    int (*write_msr)(struct vcpu *v, uint32_t msr, uint64_t value);
+    uint64_t (*get_cr8)(struct vcpu *v);
+    void (*set_cr8)(struct vcpu *v, uint64_t value);
+    // Access to device memory: decodes and executes the instruction at RIP. VCPU_STOP after a
+    // crash.
+    enum vcpu_result (*mmio)(struct vcpu *v, gpa_t address, bool write);
+    // Looks whether an interrupt is deliverable; takes it when `accept`. Returns the vector or -1.
+    int (*interrupt)(struct vcpu *v, bool accept);
+    bool (*take_nmi)(struct vcpu *v); // a pending NMI, consumed
+    // Runs due timers; returns the next deadline in host TSC.
+    uint64_t (*run_timers)(struct vcpu *v, uint64_t host_now);
+    uint64_t (*hypercall)(struct vcpu *v); // returns RAX
+    int (*read_memory)(struct vcpu *v, gpa_t from, void *to, size_t size);
+    int (*write_memory)(struct vcpu *v, gpa_t to, const void *from, size_t size);
+    // The guest did something it does not survive; `why` is one line.
+    void (*crashed)(struct vcpu *v, const char *why);
+};
+
+// MSRs that are swapped when a vCPU is loaded, not at every exit: Fusor uses none of them.
+enum vcpu_lazy_msr {
+    LAZY_STAR,
+    LAZY_LSTAR,
+    LAZY_CSTAR,
+    LAZY_SFMASK,
+    LAZY_KERNEL_GS,
+    LAZY_TSC_AUX,
+    LAZY_MSRS
+};
+
+#define VCPU_MTRR_VARIABLE 8u
+#define VCPU_MTRR_FIXED    11u
+
+struct vcpu {
+    // Entry code knows these by offset (vmx/entry.asm).
+    uint64_t gpr[16]; // the RSP slot is unused: it lives in the VMCS
+
+    struct sched_entity entity;
+    struct ept *ept;
+    void *vm; // for EPT fault hooks
+    const struct vcpu_ops *ops;
+    const struct cpuid_policy *cpuid;
+    uint32_t id; // number in the VM, LAPIC id
+    uint16_t vpid;
+    bool launched;
+    bool msr_loaded;
+    int vmcs_cpu; // CPU whose TLB may hold entries of this VPID, -1: none yet
+    hpa_t vmcs;
+    void *fpu; // XSAVE area
+    uint64_t xcr0;
+    uint64_t xcr0_allowed;
+    uint32_t xsave_size; // CPUID.0xD.0:EBX for the current XCR0
+
+    // Set by anyone, read before each entry.
+    _Atomic uint32_t recheck; // interrupts, NMIs or INIT may have become pending
+    _Atomic uint32_t stop;    // leave the guest and report VCPU_STOP
+
+    uint64_t next_timer; // host TSC of the next device timer
+    uint64_t tsc_offset; // guest TSC - host TSC: the VM's clock plus TSC_ADJUST
+    uint64_t tsc_adjust;
+    uint32_t primary; // primary controls as in the VMCS
+    uint32_t entry_controls;
+    uint32_t requeue_info; // event to deliver at the next entry, 0: none
+    uint32_t requeue_error;
+    uint32_t requeue_length;
+    bool event_loaded;  // the VMCS holds an event that no entry has delivered yet
+    bool entered;       // it has executed its first instruction since the reset
+    bool nmi_delivered;  // a guest NMI handler runs
+    bool waiting_memory; // the last exit could not be finished for lack of a frame
+    bool halted;
+
+    uint64_t cr0_shadow_fixed; // bits of CR0 that the guest may not clear
+    uint64_t lazy_msr[LAZY_MSRS];
+    uint64_t debug[4];
+    uint64_t dr6;
+    uint64_t cr2;
+    uint64_t mtrr_def_type;
+    uint64_t mtrr_variable[2 * VCPU_MTRR_VARIABLE];
+    uint64_t mtrr_fixed[VCPU_MTRR_FIXED];
+    uint64_t misc_enable;
+
+    _Atomic uint64_t exits[EXIT_REASONS];
+    _Atomic uint64_t unknown_msrs;
+    uint32_t logged_msrs[8]; // unknown MSRs already logged once
+    uint32_t logged_msr_count;
+};
+
+// Registers at power-on of the vCPU.
+struct vcpu_start {
+    uint64_t rip, rsp, rsi, cr3;
+    uint64_t gdt_base;
+    uint16_t gdt_limit, code_selector, data_selector;
+};
+
+// Allocates VMCS, XSAVE area and VPID. E_NOMEM; E_NOSYS when VT-x is not on.
+int vcpu_init(struct vcpu *v, uint32_t id, const char *name, void *vm, struct ept *ept,
+              const struct vcpu_ops *ops, const struct cpuid_policy *cpuid);
+void vcpu_free(struct vcpu *v); // it must not run any more
+// Puts the vCPU into the power-on state given; it must not run.
+int vcpu_reset(struct vcpu *v, const struct vcpu_start *start);
+
+// The scheduler entity's run function.
+enum sched_next vcpu_run(struct sched_entity *e, uint64_t until);
+
+// Something changed for this vCPU (interrupt, NMI): re-evaluate; ends a HLT or a run in the guest.
+// Any CPU, any context that may take RANK_SCHED.
+void vcpu_notify(struct vcpu *v);
+// Makes the vCPU leave the guest and stay out until vcpu_allow_run(); returns at once. It is out
+// when vcpu_is_out().
+void vcpu_request_stop(struct vcpu *v);
+bool vcpu_is_out(const struct vcpu *v);
+void vcpu_allow_run(struct vcpu *v);
+
+// --- For the rooms above, on the CPU that runs the vCPU ---
+
+uint64_t vcpu_rip(const struct vcpu *v);
+uint64_t vcpu_linear_rip(const struct vcpu *v); // CS.base + RIP
+uint64_t vcpu_rflags(const struct vcpu *v);
+void vcpu_set_rflags(struct vcpu *v, uint64_t rflags);
+uint64_t vcpu_gpr(const struct vcpu *v, unsigned reg); // RSP included
+void vcpu_set_gpr(struct vcpu *v, unsigned reg, uint64_t value);
+void vcpu_advance(struct vcpu *v, unsigned length); // RIP behind the instruction; ends STI shadows
+unsigned vcpu_cpl(const struct vcpu *v);
+unsigned vcpu_code_size(const struct vcpu *v); // 2, 4 or 8
+// Queues an exception; vectors that push an error code get `error`.
+void vcpu_inject_exception(struct vcpu *v, uint8_t vector, uint32_t error);
+void vcpu_inject_page_fault(struct vcpu *v, uint64_t linear, uint32_t error);
+
+// Reads guest memory at a linear address as the guest's CPU would (walking its page tables; A bits
+// are not set). Returns 0; E_FAULT when the guest would fault (*fault_code, *fault_address for
+// #PF); E_NOMEM, E_RANGE as read_memory.
+int vcpu_read_linear(struct vcpu *v, uint64_t linear, void *to, size_t size, bool fetch,
+                     uint32_t *fault_code, uint64_t *fault_address);
+int vcpu_write_linear(struct vcpu *v, uint64_t linear, const void *from, size_t size,
+                      uint32_t *fault_code, uint64_t *fault_address);
+
+// True when VT-x works on every CPU that is online.
+bool vmx_available(void);
+const char *vmx_unavailable_reason(void);
+const char *vmx_exit_name(unsigned reason); // "EPT_VIOLATION"; NULL when unknown

@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// VMCS field encodings (SDM vol. 3, appendix B), exit reasons (appendix C) and control bits
+// (chapter 25). Names as in the SDM.
+#pragma once
+
+enum vmcs_field {
+    VMCS_VPID = 0x0000,
+    VMCS_GUEST_ES_SELECTOR = 0x0800,
+    VMCS_GUEST_CS_SELECTOR = 0x0802,
+    VMCS_GUEST_SS_SELECTOR = 0x0804,
+    VMCS_GUEST_DS_SELECTOR = 0x0806,
+    VMCS_GUEST_FS_SELECTOR = 0x0808,
+    VMCS_GUEST_GS_SELECTOR = 0x080a,
+    VMCS_GUEST_LDTR_SELECTOR = 0x080c,
+    VMCS_GUEST_TR_SELECTOR = 0x080e,
+    VMCS_HOST_ES_SELECTOR = 0x0c00,
+    VMCS_HOST_CS_SELECTOR = 0x0c02,
+    VMCS_HOST_SS_SELECTOR = 0x0c04,
+    VMCS_HOST_DS_SELECTOR = 0x0c06,
+    VMCS_HOST_FS_SELECTOR = 0x0c08,
+    VMCS_HOST_GS_SELECTOR = 0x0c0a,
+    VMCS_HOST_TR_SELECTOR = 0x0c0c,
+    VMCS_IO_BITMAP_A = 0x2000,
+    VMCS_IO_BITMAP_B = 0x2002,
+    VMCS_MSR_BITMAP = 0x2004,
+    VMCS_TSC_OFFSET = 0x2010,
+    VMCS_EPT_POINTER = 0x201a,
+    VMCS_GUEST_PHYSICAL_ADDRESS = 0x2400,
+    VMCS_LINK_POINTER = 0x2800,
+    VMCS_GUEST_DEBUGCTL = 0x2802,
+    VMCS_GUEST_PAT = 0x2804,
+    VMCS_GUEST_EFER = 0x2806,
+    VMCS_GUEST_PDPTE0 = 0x280a,
+    VMCS_HOST_PAT = 0x2c00,
+    VMCS_HOST_EFER = 0x2c02,
+    VMCS_PIN_CONTROLS = 0x4000,
+    VMCS_PRIMARY_CONTROLS = 0x4002,
+    VMCS_EXCEPTION_BITMAP = 0x4004,
+    VMCS_PAGE_FAULT_MASK = 0x4006,
+    VMCS_PAGE_FAULT_MATCH = 0x4008,
+    VMCS_CR3_TARGET_COUNT = 0x400a,
+    VMCS_EXIT_CONTROLS = 0x400c,
+    VMCS_EXIT_MSR_STORE_COUNT = 0x400e,
+    VMCS_EXIT_MSR_LOAD_COUNT = 0x4010,
+    VMCS_ENTRY_CONTROLS = 0x4012,
+    VMCS_ENTRY_MSR_LOAD_COUNT = 0x4014,
+    VMCS_ENTRY_INTERRUPTION_INFO = 0x4016,
+    VMCS_ENTRY_ERROR_CODE = 0x4018,
+    VMCS_ENTRY_INSTRUCTION_LENGTH = 0x401a,
+    VMCS_SECONDARY_CONTROLS = 0x401e,
+    VMCS_INSTRUCTION_ERROR = 0x4400,
+    VMCS_EXIT_REASON = 0x4402,
+    VMCS_EXIT_INTERRUPTION_INFO = 0x4404,
+    VMCS_EXIT_ERROR_CODE = 0x4406,
+    VMCS_IDT_VECTORING_INFO = 0x4408,
+    VMCS_IDT_VECTORING_ERROR_CODE = 0x440a,
+    VMCS_EXIT_INSTRUCTION_LENGTH = 0x440c,
+    VMCS_EXIT_INSTRUCTION_INFO = 0x440e,
+    VMCS_GUEST_ES_LIMIT = 0x4800,
+    VMCS_GUEST_CS_LIMIT = 0x4802,
+    VMCS_GUEST_LDTR_LIMIT = 0x480c,
+    VMCS_GUEST_TR_LIMIT = 0x480e,
+    VMCS_GUEST_GDTR_LIMIT = 0x4810,
+    VMCS_GUEST_IDTR_LIMIT = 0x4812,
+    VMCS_GUEST_ES_ACCESS = 0x4814,
+    VMCS_GUEST_CS_ACCESS = 0x4816,
+    VMCS_GUEST_SS_ACCESS = 0x4818,
+    VMCS_GUEST_LDTR_ACCESS = 0x4820,
+    VMCS_GUEST_TR_ACCESS = 0x4822,
+    VMCS_GUEST_INTERRUPTIBILITY = 0x4824,
+    VMCS_GUEST_ACTIVITY = 0x4826,
+    VMCS_GUEST_SYSENTER_CS = 0x482a,
+    VMCS_PREEMPTION_TIMER = 0x482e,
+    VMCS_HOST_SYSENTER_CS = 0x4c00,
+    VMCS_CR0_MASK = 0x6000,
+    VMCS_CR4_MASK = 0x6002,
+    VMCS_CR0_SHADOW = 0x6004,
+    VMCS_CR4_SHADOW = 0x6006,
+    VMCS_EXIT_QUALIFICATION = 0x6400,
+    VMCS_GUEST_LINEAR_ADDRESS = 0x640a,
+    VMCS_GUEST_CR0 = 0x6800,
+    VMCS_GUEST_CR3 = 0x6802,
+    VMCS_GUEST_CR4 = 0x6804,
+    VMCS_GUEST_ES_BASE = 0x6806,
+    VMCS_GUEST_CS_BASE = 0x6808,
+    VMCS_GUEST_SS_BASE = 0x680a,
+    VMCS_GUEST_DS_BASE = 0x680c,
+    VMCS_GUEST_FS_BASE = 0x680e,
+    VMCS_GUEST_GS_BASE = 0x6810,
+    VMCS_GUEST_LDTR_BASE = 0x6812,
+    VMCS_GUEST_TR_BASE = 0x6814,
+    VMCS_GUEST_GDTR_BASE = 0x6816,
+    VMCS_GUEST_IDTR_BASE = 0x6818,
+    VMCS_GUEST_DR7 = 0x681a,
+    VMCS_GUEST_RSP = 0x681c,
+    VMCS_GUEST_RIP = 0x681e,
+    VMCS_GUEST_RFLAGS = 0x6820,
+    VMCS_GUEST_PENDING_DEBUG = 0x6822,
+    VMCS_GUEST_SYSENTER_ESP = 0x6824,
+    VMCS_GUEST_SYSENTER_EIP = 0x6826,
+    VMCS_HOST_CR0 = 0x6c00,
+    VMCS_HOST_CR3 = 0x6c02,
+    VMCS_HOST_CR4 = 0x6c04,
+    VMCS_HOST_FS_BASE = 0x6c06,
+    VMCS_HOST_GS_BASE = 0x6c08,
+    VMCS_HOST_TR_BASE = 0x6c0a,
+    VMCS_HOST_GDTR_BASE = 0x6c0c,
+    VMCS_HOST_IDTR_BASE = 0x6c0e,
+    VMCS_HOST_SYSENTER_ESP = 0x6c10,
+    VMCS_HOST_SYSENTER_EIP = 0x6c12,
+    VMCS_HOST_RSP = 0x6c14,
+    VMCS_HOST_RIP = 0x6c16,
+};
+
+enum vmx_exit_reason {
+    EXIT_EXCEPTION_OR_NMI = 0,
+    EXIT_EXTERNAL_INTERRUPT = 1,
+    EXIT_TRIPLE_FAULT = 2,
+    EXIT_INIT = 3,
+    EXIT_STARTUP = 4,
+    EXIT_INTERRUPT_WINDOW = 7,
+    EXIT_NMI_WINDOW = 8,
+    EXIT_TASK_SWITCH = 9,
+    EXIT_CPUID = 10,
+    EXIT_GETSEC = 11,
+    EXIT_HLT = 12,
+    EXIT_INVD = 13,
+    EXIT_INVLPG = 14,
+    EXIT_RDPMC = 15,
+    EXIT_RDTSC = 16,
+    EXIT_VMCALL = 18,
+    EXIT_VMCLEAR = 19, // ... 27: the VMX instructions
+    EXIT_VMXON = 27,
+    EXIT_CR_ACCESS = 28,
+    EXIT_DR_ACCESS = 29,
+    EXIT_IO = 30,
+    EXIT_RDMSR = 31,
+    EXIT_WRMSR = 32,
+    EXIT_ENTRY_GUEST_STATE = 33,
+    EXIT_ENTRY_MSR_LOADING = 34,
+    EXIT_MWAIT = 36,
+    EXIT_MONITOR = 39,
+    EXIT_PAUSE = 40,
+    EXIT_ENTRY_MACHINE_CHECK = 41,
+    EXIT_GDTR_IDTR = 46,
+    EXIT_LDTR_TR = 47,
+    EXIT_EPT_VIOLATION = 48,
+    EXIT_EPT_MISCONFIGURATION = 49,
+    EXIT_INVEPT = 50,
+    EXIT_RDTSCP = 51,
+    EXIT_PREEMPTION_TIMER = 52,
+    EXIT_INVVPID = 53,
+    EXIT_WBINVD = 54,
+    EXIT_XSETBV = 55,
+    EXIT_RDRAND = 57,
+    EXIT_INVPCID = 58,
+    EXIT_VMFUNC = 59,
+    EXIT_RDSEED = 61,
+    EXIT_XSAVES = 63,
+    EXIT_XRSTORS = 64,
+    EXIT_REASONS = 80,
+};
+
+// Pin-based controls.
+#define PIN_EXTERNAL_INTERRUPT (1u << 0)
+#define PIN_NMI                (1u << 3)
+#define PIN_VIRTUAL_NMI        (1u << 5)
+#define PIN_PREEMPTION_TIMER   (1u << 6)
+// Primary processor-based controls.
+#define CPU_INTERRUPT_WINDOW (1u << 2)
+#define CPU_TSC_OFFSETTING   (1u << 3)
+#define CPU_HLT              (1u << 7)
+#define CPU_MWAIT            (1u << 10)
+#define CPU_RDPMC            (1u << 11)
+#define CPU_CR3_LOAD         (1u << 15)
+#define CPU_CR3_STORE        (1u << 16)
+#define CPU_CR8_LOAD         (1u << 19)
+#define CPU_CR8_STORE        (1u << 20)
+#define CPU_NMI_WINDOW       (1u << 22)
+#define CPU_UNCONDITIONAL_IO (1u << 24)
+#define CPU_MSR_BITMAPS      (1u << 28)
+#define CPU_MONITOR          (1u << 29)
+#define CPU_SECONDARY        (1u << 31)
+// Secondary processor-based controls.
+#define CPU2_EPT                (1u << 1)
+#define CPU2_RDTSCP             (1u << 3)
+#define CPU2_VPID               (1u << 5)
+#define CPU2_WBINVD             (1u << 6)
+#define CPU2_UNRESTRICTED_GUEST (1u << 7)
+#define CPU2_INVPCID            (1u << 12)
+// Exit and entry controls.
+#define EXITC_HOST_64BIT    (1u << 9)
+#define EXITC_ACK_INTERRUPT (1u << 15)
+#define EXITC_SAVE_PAT      (1u << 18)
+#define EXITC_LOAD_PAT      (1u << 19)
+#define EXITC_SAVE_EFER     (1u << 20)
+#define EXITC_LOAD_EFER     (1u << 21)
+#define EXITC_SAVE_DEBUG    (1u << 2)
+#define ENTRYC_LOAD_DEBUG   (1u << 2)
+#define ENTRYC_IA32E_GUEST  (1u << 9)
+#define ENTRYC_LOAD_PAT     (1u << 14)
+#define ENTRYC_LOAD_EFER    (1u << 15)
+
+// Interruption information (SDM vol. 3, 25.8.3 and 25.9.2).
+#define INFO_VALID              (1u << 31)
+#define INFO_ERROR_CODE         (1u << 11)
+#define INFO_TYPE(info)         ((info) >> 8 & 7u)
+#define INFO_VECTOR(info)       ((info)&0xffu)
+#define INFO_EXTERNAL           (0u << 8)
+#define INFO_NMI                (2u << 8)
+#define INFO_HARDWARE_EXCEPTION (3u << 8)
+#define INFO_SOFTWARE_INTERRUPT (4u << 8)
+
+// Interruptibility state (25.4.2).
+#define BLOCKING_STI    (1u << 0)
+#define BLOCKING_MOV_SS (1u << 1)
+#define BLOCKING_SMI    (1u << 2)
+#define BLOCKING_NMI    (1u << 3)
