@@ -329,6 +329,10 @@ static bool read_config(struct boot_info *info)
         info->config_size = about.info.FileSize;
         status = read_file(file, info->config_size, false, &info->config);
     }
+    if (status == BOOT_FILE_LOADED && info->config_size == 0) {
+        // An empty configuration is one all the same: its address says so.
+        info->config = allocate_zeroed(1);
+    }
     file->Close(file);
     if (status != BOOT_FILE_LOADED) {
         info->config_size = 0;

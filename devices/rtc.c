@@ -139,9 +139,9 @@ static uint8_t time_register(const struct rtc *rtc, uint8_t index, const struct 
 static void hold_time(struct rtc *rtc, uint64_t now)
 {
     struct calendar c = calendar_from_seconds(seconds_at(rtc, now));
-    for (uint8_t i = 0; i < ARRAY_SIZE(rtc->cmos); i++) {
-        if (is_time(i))
-            rtc->cmos[i] = time_register(rtc, i, &c);
+    for (unsigned i = 0; i < ARRAY_SIZE(rtc->cmos); i++) {
+        if (is_time((uint8_t)i))
+            rtc->cmos[i] = time_register(rtc, (uint8_t)i, &c);
     }
 }
 

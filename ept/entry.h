@@ -13,7 +13,8 @@
 #include "kernel/memory.h"
 #include <arch/ept.h>
 
-#define EPT_ROOT_LEVEL 4
+#define EPT_ROOT_LEVEL  4
+#define EPT_FRAME_LIMIT (UINT64_C(1) << 40) // 52 bits of physical address
 
 // Kept beside enum ept_kind in the leaf's software bits.
 #define EPT_KIND_MASK     3u
@@ -61,15 +62,45 @@ static inline struct ept_slot ept_find_level(const struct ept *ept, gfn_t gfn, i
     for (int level = EPT_ROOT_LEVEL;; level--) {
         ept_entry_t *entry = &table[ept_index(gfn, level)];
         uint64_t value = ept_read(entry);
-        if (level == lowest || !arch_ept_present(value, level) || arch_ept_is_leaf(value, level))
+        if (level == lowest || !arch_ept_is_table(value, level))
             return (struct ept_slot){entry, value, level};
         table = ept_table_at(arch_ept_table(value, level));
     }
 }
 
+// The hot walk: to the level-2 entry that names a level-1 table. False when it met a leaf or an
+// empty entry, which *slot is then. Unrolled, so that the level, and with it every shift and mask,
+// is constant.
+static inline __attribute__((always_inline)) bool ept_find_table(const struct ept *ept, gfn_t gfn,
+                                                                 struct ept_slot *slot)
+{
+    ept_entry_t *table = ept_root_table(ept);
+#pragma GCC unroll 4
+    for (int level = EPT_ROOT_LEVEL; level >= EPT_2M; level--) {
+        slot->entry = &table[ept_index(gfn, level)];
+        slot->value = ept_read(slot->entry);
+        slot->level = level;
+        if (__builtin_expect(!arch_ept_is_table(slot->value, level), 0))
+            return false;
+        table = ept_table_at(arch_ept_table(slot->value, level));
+    }
+    return true;
+}
+
+// The level-1 entry in the table that ept_find_table found.
+static inline struct ept_slot ept_small_slot(const struct ept_slot *table, gfn_t gfn)
+{
+    ept_entry_t *entry =
+        &ept_table_at(arch_ept_table(table->value, EPT_2M))[ept_index(gfn, EPT_4K)];
+    return (struct ept_slot){entry, ept_read(entry), EPT_4K};
+}
+
 static inline struct ept_slot ept_find(const struct ept *ept, gfn_t gfn)
 {
-    return ept_find_level(ept, gfn, EPT_4K);
+    struct ept_slot slot;
+    if (ept_find_table(ept, gfn, &slot))
+        slot = ept_small_slot(&slot, gfn);
+    return slot;
 }
 
 // True when the slot holds something that is a leaf.
@@ -115,5 +146,3 @@ static inline uint64_t ept_encode(uint64_t frame, int level, unsigned permission
 // 0, or why no leaf may look like this.
 int ept_check_leaf(gfn_t gfn, hfn_t frame, enum ept_level level, unsigned permissions,
                    enum ept_kind kind);
-// The part of it that does not depend on place and size.
-int ept_check_permissions(unsigned permissions, enum ept_kind kind);

@@ -5,9 +5,11 @@
 // epoch. Initiator (after it changed entries):  epoch += 1; full fence; look at in_guest of every
 // CPU.
 //
-// Of the two fences at least one comes second, so either the entering CPU reads the new epoch and
-// invalidates, or the initiator sees in_guest and waits. The epoch is read BEFORE the INVEPT: an
-// epoch that comes in between is not counted as seen.
+// Of the two fences one comes second, so either the entering CPU reads the new epoch and
+// invalidates, or the initiator sees in_guest and waits. The epoch is read before the INVEPT, so
+// that an epoch that comes in between is not counted as seen. (In root mode no translation of the
+// guest can be cached anew, SDM vol. 3, 29.4.2, so the other order would do as well; this one needs
+// no such argument.)
 //
 // Nobody deadlocks: who waits here is in root mode with its own in_guest = 0, so two initiators
 // never wait for each other; and a CPU whose in_guest is 1 takes no lock and waits for nobody until

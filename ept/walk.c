@@ -92,29 +92,23 @@ int ept_prepare(struct ept *ept, gfn_t gfn)
 
 struct ept_leaf ept_lookup(struct ept *ept, gfn_t gfn)
 {
-    struct ept_leaf none = {.level = EPT_4K};
     if (gfn.raw >= EPT_GFN_LIMIT)
-        return none;
-    for (;;) {
-        struct ept_slot slot = ept_find_level(ept, gfn, EPT_2M);
-        if (slot.level == EPT_2M && arch_ept_present(slot.value, EPT_2M) &&
-            !arch_ept_is_leaf(slot.value, EPT_2M)) {
-            uint64_t table = arch_ept_table(slot.value, EPT_2M);
-            uint64_t value = ept_read(&ept_table_at(table)[ept_index(gfn, EPT_4K)]);
-            // A table that was taken away may hold anything by now, but it was taken away first:
-            // what we read came from a live table if the entry still names it. Only the accessed
-            // flag may have changed, which is worth another turn.
-            if (ept_read(slot.entry) != slot.value)
-                continue;
-            slot.value = value;
-            slot.level = EPT_4K;
-        }
-        if (!ept_slot_is_leaf(&slot)) {
-            none.level = (enum ept_level)MIN(slot.level, EPT_1G);
-            return none;
-        }
-        return ept_decode(slot.value, slot.level, gfn);
+        return (struct ept_leaf){.level = EPT_1G};
+    struct ept_slot table;
+    while (ept_find_table(ept, gfn, &table)) {
+        struct ept_slot slot = ept_small_slot(&table, gfn);
+        // A table that was taken away may hold anything by now, but it was taken away first: what
+        // we read came from a live table if the entry still names it. If only the accessed flag has
+        // changed, another turn does no harm.
+        if (__builtin_expect(ept_read(table.entry) != table.value, 0))
+            continue;
+        if (!arch_ept_present(slot.value, EPT_4K))
+            return (struct ept_leaf){.level = EPT_4K};
+        return ept_decode(slot.value, EPT_4K, gfn);
     }
+    if (arch_ept_present(table.value, table.level))
+        return ept_decode(table.value, table.level, gfn);
+    return (struct ept_leaf){.level = (enum ept_level)MIN(table.level, (int)EPT_1G)};
 }
 
 static unsigned lock_index(gfn_t gfn)

@@ -34,14 +34,14 @@ _Static_assert(sizeof(struct init_hook) == 32, "stride of .init_hooks");
 // result means that Fusor cannot run: it says so and stops (status "refused").
 #define INIT_HOOK(hook_level, hook)                                                                \
     static const struct init_hook INIT_CONCAT(init_hook_, hook)                                    \
-        __attribute__((used, aligned(8), section(".init_hooks"))) = {.level = (hook_level),                    \
-                                                         .function = (hook)}
+        __attribute__((used, aligned(8), section(".init_hooks"))) = {.level = (hook_level),        \
+                                                                     .function = (hook)}
 
 // `hook` is `int hook(void)`, run on every CPU. Where it fails, that CPU is left out, or, on CPU 0,
 // Fusor stops as above.
 #define CPU_INIT_HOOK(hook_level, hook)                                                            \
     static const struct init_hook INIT_CONCAT(cpu_init_hook_, hook)                                \
-        __attribute__((used, aligned(8), section(".init_hooks"))) = {                                          \
+        __attribute__((used, aligned(8), section(".init_hooks"))) = {                              \
             .level = (hook_level), .cpu_function = (hook), .name = #hook}
 
 // Runs all hooks; on CPU 0, when the others wait in init_join().

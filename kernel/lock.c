@@ -11,8 +11,8 @@ static void check_rank(const struct spinlock *lock, bool nested)
 {
     uint32_t above = this_cpu()->lock_ranks >> (lock->rank + (nested ? 1u : 0u));
     if (above != 0)
-        panic("lock order: \"%s\" (rank %u) taken while ranks 0x%x are held", lock->name, lock->rank,
-              this_cpu()->lock_ranks);
+        panic("lock order: \"%s\" (rank %u) taken while ranks 0x%x are held", lock->name,
+              lock->rank, this_cpu()->lock_ranks);
 }
 
 static void note_locked(const struct spinlock *lock)

@@ -21,7 +21,7 @@ struct cpu {
     uint32_t lock_ranks; // bit n: a lock of rank n is held
     // Watchdog: TSC of the last pass through the scheduler or VM entry.
     _Atomic uint64_t last_alive;
-    void *arch; // kernel/x86: descriptor tables and stacks
+    void *arch;               // kernel/x86: descriptor tables and stacks
     uint8_t lock_nesting[16]; // per rank, how many locks are held (debug builds)
 };
 

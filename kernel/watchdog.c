@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 #include "kernel/watchdog.h"
 
+#include <stdatomic.h>
+
 #include "kernel/irq.h"
 #include "kernel/log.h"
 #include "kernel/percpu.h"
@@ -28,8 +30,7 @@ void watchdog_nmi(uintptr_t pc, uintptr_t frame)
 {
     uint32_t expected = ANSWER_ASKED;
     if (answer != expected || asked_cpu != cpu_index() ||
-        !__atomic_compare_exchange_n(&answer, &expected, (uint32_t)ANSWER_WRITING, false,
-                                     __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
+        !atomic_compare_exchange_strong(&answer, &expected, (uint32_t)ANSWER_WRITING))
         return;
     uintptr_t low, high;
     arch_stack_bounds(frame, &low, &high);
@@ -52,8 +53,7 @@ static void report(const struct cpu *cpu, uint64_t silent)
         cpu_relax();
     // Takes the question back, unless the answer is there or being written (which is short).
     uint32_t expected = ANSWER_ASKED;
-    if (__atomic_compare_exchange_n(&answer, &expected, (uint32_t)ANSWER_NONE, false,
-                                    __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {
+    if (atomic_compare_exchange_strong(&answer, &expected, (uint32_t)ANSWER_NONE)) {
         log_error("watchdog: CPU %u does not answer an NMI", cpu->index);
         return;
     }
@@ -72,7 +72,7 @@ void watchdog_check(void)
     if (now - last_check < time_us_to_tsc(CHECK_PERIOD_US))
         return;
     uint32_t nobody = 0;
-    if (!__atomic_compare_exchange_n(&busy, &nobody, 1u, false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED))
+    if (!atomic_compare_exchange_strong(&busy, &nobody, 1u))
         return;
     last_check = now;
     for (uint32_t i = 0; i < cpu_count; i++) {
@@ -86,7 +86,7 @@ void watchdog_check(void)
             report(cpu, now - alive);
         }
     }
-    __atomic_store_n(&busy, 0u, __ATOMIC_RELEASE);
+    atomic_store_explicit(&busy, 0u, memory_order_release);
 }
 
 uint64_t watchdog_incidents(void)

@@ -9,7 +9,6 @@
 #include "kernel/log.h"
 #include "kernel/memory.h"
 #include "kernel/percpu.h"
-#include "kernel/string.h"
 #include "vmx/capability.h"
 #include "vmx/instructions.h"
 #include "vmx/msrs.h"
@@ -48,6 +47,17 @@ static const char *unlock(void)
     return (control & FEATURE_VMX) == 0 ? "the firmware has locked VT-x off" : NULL;
 }
 
+// A vCPU runs on any CPU with one set of controls.
+static bool same(const struct vmx_capability *a, const struct vmx_capability *b)
+{
+    return a->revision == b->revision && a->pin == b->pin && a->primary == b->primary &&
+           a->secondary == b->secondary && a->exit == b->exit && a->entry == b->entry &&
+           a->cr0_fixed0 == b->cr0_fixed0 && a->cr0_fixed1 == b->cr0_fixed1 &&
+           a->cr4_fixed0 == b->cr4_fixed0 && a->cr4_fixed1 == b->cr4_fixed1 &&
+           a->preemption_shift == b->preemption_shift && a->xcr0 == b->xcr0 &&
+           a->xsave_bytes == b->xsave_bytes && a->arch_capabilities == b->arch_capabilities;
+}
+
 static const char *turn_on(void)
 {
     const char *why = unlock();
@@ -59,7 +69,7 @@ static const char *turn_on(void)
         return why;
     if (cpu_index() == 0)
         vmx_capability = capability;
-    else if (memcmp(&capability, &vmx_capability, sizeof(capability)) != 0)
+    else if (!same(&capability, &vmx_capability))
         return "the CPUs differ in VT-x";
     hfn_t region;
     if (frame_alloc(FRAME_FUSOR, 0, FRAME_ZEROED, NULL, &region) != 0)

@@ -96,8 +96,8 @@ struct vcpu {
     uint32_t requeue_info; // event to deliver at the next entry, 0: none
     uint32_t requeue_error;
     uint32_t requeue_length;
-    bool event_loaded;  // the VMCS holds an event that no entry has delivered yet
-    bool entered;       // it has executed its first instruction since the reset
+    bool event_loaded;   // the VMCS holds an event that no entry has delivered yet
+    bool entered;        // it has executed its first instruction since the reset
     bool nmi_delivered;  // a guest NMI handler runs
     bool waiting_memory; // the last exit could not be finished for lack of a frame
     bool halted;

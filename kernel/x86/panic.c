@@ -74,7 +74,8 @@ static void put_trace(uintptr_t pc, uintptr_t frame, uintptr_t stack)
 {
     char name[96];
     uintptr_t low, high, callers[TRACE_DEPTH];
-    paging_stack_bounds(stack, &low, &high);
+    // After a stack overflow the stack pointer is in the guard page, the frame still above it.
+    paging_stack_bounds(paging_readable(stack) ? stack : frame, &low, &high);
     symbol_name(pc, name, sizeof(name));
     put("  at %s", name);
     unsigned count = stack_walk(frame, low, high, callers, TRACE_DEPTH);

@@ -44,6 +44,7 @@ def machine(bochs, tmp_path_factory):
 
 class Attached:
     """The serial port of a guest, between `vm console` and Ctrl-]."""
+    marks = 0
 
     def __init__(self, machine, name):
         self.machine, self.name = machine, name
@@ -57,19 +58,21 @@ class Attached:
         self.machine.send("\x1d")
         self.machine.console.expect_exact("\r\n" + fusor.PROMPT)
 
-    def shell(self, command, timeout=120):
-        """Types a command at the guest's shell and returns its output."""
-        prompt = f"{self.name}:/# "
-        self.machine.send(command + "\n")
-        self.machine.console.expect_exact(command, timeout=timeout)
-        self.machine.console.expect_exact(prompt, timeout=timeout)
+    def shell(self, command, timeout=60):
+        """Types a command at the guest's shell and returns what it printed. The marks tell its output
+        from the replay of what an earlier command printed, and from the echo."""
+        Attached.marks += 1
+        n = Attached.marks
+        self.machine.send(f"echo B$(({n})); {command}; echo E$(({n}))\n")
+        self.machine.console.expect_exact(f"B{n}\r\n", timeout=timeout)
+        self.machine.console.expect_exact(f"E{n}\r\n", timeout=timeout)
         return self.machine.console.before.replace("\r", "")
 
 
 @pytest.mark.parametrize("name", ["alpha", "beta"])
 def test_userland(machine, name):
     with Attached(machine, name) as guest:
-        machine.console.expect_exact(f"{name}:/# ", timeout=900)
+        machine.console.expect_exact(f"{name}:/# ", timeout=500)
         assert re.search(r"Linux \S+ 6\.\S+", guest.shell("uname -a"))
         total = int(re.search(r"MemTotal:\s+(\d+) kB", guest.shell("cat /proc/meminfo")).group(1))
         assert 180 << 10 < total < 256 << 10
@@ -77,27 +80,29 @@ def test_userland(machine, name):
         assert "PIT calibration failed" not in dmesg
         assert "Marking TSC unstable" not in dmesg
         assert "Switched to clocksource tsc" in dmesg
-        errors = guest.shell("dmesg | grep -iE 'BUG|oops|call trace|lockup|stall' | wc -l")
-        assert re.search(r"^0$", errors, re.M), errors
+        errors = guest.shell("dmesg | grep -E 'BUG:|Oops|Call Trace|lockup|detected stall' ; echo end=$?")
+        assert "end=1" in errors, errors
 
 
 def test_guest_time_is_true(machine):
-    """A sleep of 5 s by the guest is 5 s on Fusor's clock, within 1 % (and the exits of a poll)."""
-    def uptime():
-        facts = dict(x.split(": ", 1) for x in machine.command("host"))
-        return float(facts["uptime"].split()[0])
+    """Guest time against Fusor's clock. An idle emulated machine runs many times faster than ours, so the
+    seconds that pass while we type are many; a long sleep makes them small."""
+    def now():
+        host = dict(x.split(": ", 1) for x in machine.command("host"))
+        with Attached(machine, "alpha") as guest:
+            inside = float(guest.shell("cat /proc/uptime").split()[0])
+        return float(host["uptime"].split()[0]), inside
     with Attached(machine, "alpha") as guest:
         out = guest.shell("cat /proc/uptime; sleep 5; cat /proc/uptime")
-    inside = [float(x.split()[0]) for x in re.findall(r"^\d+\.\d+ \d+\.\d+$", out, re.M)]
-    assert abs(inside[1] - inside[0] - 5) < 0.1, inside
+    times = [float(x.split()[0]) for x in out.split("\n") if x]
+    assert abs(times[1] - times[0] - 5) < 0.05, times
+    before = now()
     with Attached(machine, "alpha") as guest:
-        first = float(re.search(r"^(\d+\.\d+) ", guest.shell("cat /proc/uptime"), re.M).group(1))
-    a = uptime()
-    time.sleep(10)
-    with Attached(machine, "alpha") as guest:
-        second = float(re.search(r"^(\d+\.\d+) ", guest.shell("cat /proc/uptime"), re.M).group(1))
-    b = uptime()
-    assert abs((second - first) - (b - a)) < max(0.02 * (b - a), 1.0), (first, second, a, b)
+        guest.shell("sleep 500", timeout=300)
+    after = now()
+    host, inside = after[0] - before[0], after[1] - before[1]
+    print("Fusor's clock", host, "guest", inside)
+    assert inside > 500 and abs(host - inside) < 0.01 * host, (before, after)
 
 
 def test_metrics_of_running_guests(machine):

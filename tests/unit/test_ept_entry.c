@@ -21,6 +21,8 @@ static void test_tables_and_pointer(void **state)
         assert_int_equal(entry, 0x12345000 | 7);
         assert_true(arch_ept_present(entry, level));
         assert_false(arch_ept_is_leaf(entry, level));
+        assert_true(arch_ept_is_table(entry | BIT(8), level));
+        assert_false(arch_ept_is_table(0, level));
         assert_int_equal(arch_ept_table(entry | BIT(8), level), 0x12345); // the CPU's accessed flag
         assert_false(arch_ept_present(0, level));
     }
@@ -42,6 +44,7 @@ static void test_leaves(void **state)
                 assert_int_equal(entry, want);
                 assert_true(arch_ept_present(entry, level));
                 assert_true(arch_ept_is_leaf(entry, level));
+                assert_false(level > 1 && arch_ept_is_table(entry, level));
                 struct arch_ept_leaf leaf = arch_ept_leaf(entry, level);
                 assert_int_equal(leaf.frame, frame);
                 assert_int_equal(leaf.permissions, permissions);

@@ -60,6 +60,7 @@ class Bochs:
     """Debian's Bochs, or the one the environment variable BOCHS names."""
 
     status_on_stdout = True
+    ends_on_reset = False  # it resets the machine by itself, and then OVMF hangs in it
 
     def __init__(self, options, work_dir):
         self.options = options
@@ -107,6 +108,8 @@ class Bochs:
     def write_config(self, image, serial_port):
         # A private copy: Bochs locks the image, and OVMF without flash keeps its variables on it.
         disk = os.path.join(self.work_dir, "disk.img")
+        if os.path.exists(disk + ".lock"):
+            os.unlink(disk + ".lock")  # a killed Bochs leaves it
         subprocess.run(["cp", "--sparse=always", "--reflink=auto", image, disk], check=True)
         com2 = self.options.com2
         model = self.options.cpu or BOCHS_MODEL
@@ -157,6 +160,7 @@ class Qemu:
     """QEMU on a q35 board: under KVM, or TCG, which has no VT-x."""
 
     status_on_stdout = False
+    ends_on_reset = True
 
     def __init__(self, options, work_dir, kvm):
         self.options = options

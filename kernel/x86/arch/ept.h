@@ -42,6 +42,13 @@ static inline bool arch_ept_is_leaf(uint64_t entry, int level)
     return level == 1 || (entry & (1u << 7)) != 0;
 }
 
+// Present and no leaf, in one comparison.
+static inline bool arch_ept_is_table(uint64_t entry, int level)
+{
+    (void)level;
+    return (entry & (1u << 7 | 7u)) == 7u;
+}
+
 static inline uint64_t arch_ept_table(uint64_t entry, int level)
 {
     (void)level;

@@ -45,3 +45,13 @@ static inline bool cpu_irq_enabled(void)
 {
     return fake_irq_on;
 }
+
+// What happens while a CPU halts; the test sets it.
+__attribute__((weak)) void (*fake_halt_hook)(void);
+
+static inline void cpu_irq_enable_and_halt(void)
+{
+    fake_irq_on = true;
+    if (fake_halt_hook != (void (*)(void))0)
+        fake_halt_hook();
+}

@@ -78,6 +78,11 @@ static inline bool arch_ept_is_leaf(uint64_t entry, int level)
     return (fake_ept_fields(entry, level) & FAKE_EPT_LEAF) != 0 || level == 1;
 }
 
+static inline bool arch_ept_is_table(uint64_t entry, int level)
+{
+    return level > 1 && arch_ept_present(entry, level) && !arch_ept_is_leaf(entry, level);
+}
+
 static inline uint64_t arch_ept_table(uint64_t entry, int level)
 {
     uint64_t fields = fake_ept_fields(entry, level);
