@@ -168,7 +168,9 @@ static void reset(struct vm *vm)
     pit_reset(&p->pit);
     // The guest's TSC starts at 0 again, but its clock goes on, with what the guest set it to.
     uint64_t wall = time_wall_seconds();
-    p->rtc.base_seconds += wall - p->wall_at_zero;
+    p->rtc.base_seconds +=
+        (wall - p->wall_at_zero) - (uint64_t)((int64_t)p->rtc.origin / (int64_t)vm->clock.hz);
+    p->rtc.origin = 0;
     p->wall_at_zero = wall;
     rtc_reset(&p->rtc);
     uart_reset(&p->uart);
@@ -190,12 +192,13 @@ static int interrupt(struct vm *vm, struct vcpu *v, bool accept)
     return accept ? pic_acknowledge(&p->pic) : 0;
 }
 
-static bool take_nmi(struct vm *vm, struct vcpu *v)
+static bool take_nmi(struct vm *vm, struct vcpu *v, bool accept)
 {
     struct platform *p = vm->platform;
     (void)v;
     bool pending = p->lapic.nmi_pending;
-    p->lapic.nmi_pending = false;
+    if (accept)
+        p->lapic.nmi_pending = false;
     return pending;
 }
 

@@ -6,7 +6,7 @@
 #include "kernel/error.h"
 #include "kernel/panic.h"
 
-static void check_nobody_inside(struct ept *ept)
+static void check_nobody_inside(const struct ept *ept)
 {
     for (uint32_t cpu = 0; cpu < cpu_count; cpu++) {
         CHECK(atomic_load_explicit(&ept_cpus[cpu].in_guest, memory_order_acquire) == 0 ||

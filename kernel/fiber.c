@@ -22,6 +22,7 @@ struct fiber {
     void (*function)(void *);
     void *argument;
     enum sched_next next;
+    struct fiber *next_ended;
 };
 
 // What the scheduler's side saved, and who runs, per CPU.
@@ -57,6 +58,31 @@ static void fiber_start(void)
     panic("a fiber that ended runs again");
 }
 
+// Fibers that ended; the next fiber_create frees those that the scheduler has let go of.
+static struct fiber *_Atomic ended;
+
+static void note_ended(struct fiber *f)
+{
+    f->next_ended = atomic_load(&ended);
+    while (!atomic_compare_exchange_weak(&ended, &f->next_ended, f))
+        ;
+}
+
+static void free_ended(void)
+{
+    struct fiber *f = atomic_exchange(&ended, NULL);
+    while (f != NULL) {
+        struct fiber *next = f->next_ended;
+        if (sched_remove(&f->entity) == 0) {
+            paging_free_stack(f->stack_top, FIBER_STACK_PAGES);
+            heap_free(f);
+        } else {
+            note_ended(f);
+        }
+        f = next;
+    }
+}
+
 static enum sched_next fiber_run(struct sched_entity *e, uint64_t until)
 {
     (void)until;
@@ -65,11 +91,15 @@ static enum sched_next fiber_run(struct sched_entity *e, uint64_t until)
     running[cpu] = f;
     fiber_switch(&scheduler_stack[cpu], f->stack);
     running[cpu] = NULL;
-    return f->next;
+    enum sched_next next = f->next;
+    if (next == SCHED_EXIT)
+        note_ended(f);
+    return next;
 }
 
 struct fiber *fiber_create(const char *name, void (*function)(void *), void *argument)
 {
+    free_ended();
     struct fiber *f = heap_alloc(sizeof(*f));
     if (f == NULL)
         return NULL;

@@ -47,7 +47,7 @@ static void sum_up(struct frames_snapshot *out, struct frame_account *const *acc
 void frames_snapshot(struct frames_snapshot *out, struct frame_account *const *accounts, size_t n,
                      uint64_t *private_out, uint64_t *shared_out)
 {
-    uint32_t before[MAX_CPUS];
+    uint32_t before[MAX_CPUS] = {0};
     bool barred = false;
     for (unsigned attempt = 1;; attempt++) {
         // Many busy CPUs could keep a reader out for ever; then they let it pass.

@@ -12,6 +12,11 @@ extern const struct init_hook init_hooks_start[], init_hooks_end[];
 
 #define ALL_THROUGH INT32_MAX
 
+static size_t hook_count(void)
+{
+    return ((uintptr_t)init_hooks_end - (uintptr_t)init_hooks_start) / sizeof(struct init_hook);
+}
+
 static _Atomic int32_t cpu_level = INT32_MIN; // CPU hooks up to this level may run
 static _Atomic uint32_t through;              // other CPUs that are through with cpu_level
 
@@ -19,9 +24,9 @@ static _Atomic uint32_t through;              // other CPUs that are through wit
 static int next_level(int level)
 {
     int next = ALL_THROUGH;
-    for (const struct init_hook *h = init_hooks_start; h < init_hooks_end; h++)
-        if (h->level > level)
-            next = MIN(next, h->level);
+    for (size_t i = 0; i < hook_count(); i++)
+        if (init_hooks_start[i].level > level)
+            next = MIN(next, init_hooks_start[i].level);
     return next;
 }
 
@@ -41,7 +46,8 @@ static _Noreturn void refuse(void)
 
 static bool run_cpu_hooks(int level)
 {
-    for (const struct init_hook *h = init_hooks_start; h < init_hooks_end; h++) {
+    for (size_t i = 0; i < hook_count(); i++) {
+        const struct init_hook *h = &init_hooks_start[i];
         if (h->level != level || h->cpu_function == NULL)
             continue;
         int error = h->cpu_function();
@@ -67,7 +73,8 @@ static void let_others_run(int level)
 void init_run(const struct boot_info *info)
 {
     for (int level = next_level(INT32_MIN); level != ALL_THROUGH; level = next_level(level)) {
-        for (const struct init_hook *h = init_hooks_start; h < init_hooks_end; h++) {
+        for (size_t i = 0; i < hook_count(); i++) {
+            const struct init_hook *h = &init_hooks_start[i];
             if (h->level != level || h->function == NULL)
                 continue;
             int error = h->function(info);

@@ -95,7 +95,8 @@ static int choose_cpu(const struct sched_entity *e)
     for (uint32_t i = 0; i < cpu_count; i++) {
         if ((e->cpu_mask >> i & 1) == 0 || cpus[i].online == 0)
             continue;
-        if (idle[i] != 0)
+        // Halted, or on its way there: whoever was asked already is left to the one who asked.
+        if (current[i] == NULL && must_yield[i] == 0)
             return (int)i;
         if (current[i] != NULL && current[i]->virtual_time > most) {
             most = current[i]->virtual_time;
@@ -135,6 +136,21 @@ static bool ask_to_yield(int cpu)
     return true;
 }
 
+void sched_set_affinity(struct sched_entity *e, uint64_t cpu_mask)
+{
+    int cpu = -1;
+    spin_lock(&sched_lock);
+    e->cpu_mask = cpu_mask;
+    if (e->state == SCHED_RUNNABLE)
+        cpu = choose_cpu(e);
+    else if (e->state == SCHED_RUNNING && (cpu_mask >> e->cpu & 1) == 0)
+        cpu = e->cpu;
+    bool nmi = ask_to_yield(cpu);
+    spin_unlock(&sched_lock);
+    if (nmi)
+        irq_send_nmi((uint32_t)cpu);
+}
+
 void sched_wake(struct sched_entity *e)
 {
     bool nmi = false;
@@ -164,8 +180,8 @@ static uint64_t wake_due(uint64_t now)
         if (e->wake_deadline <= now) {
             make_runnable(e, now);
             int cpu = choose_cpu(e);
-            if (cpu >= 0 && (uint32_t)cpu != cpu_index() && idle[cpu] != 0)
-                irq_send_wake((uint32_t)cpu);
+            if (cpu >= 0 && current[cpu] == NULL)
+                ask_to_yield(cpu);
         } else {
             next = MIN(next, e->wake_deadline);
         }
@@ -209,7 +225,8 @@ static void start(struct sched_entity *e, uint32_t cpu, uint64_t now)
     e->state = SCHED_RUNNING;
     e->wake_pending = false;
     e->last_cpu = (int)cpu;
-    __atomic_store_n(&e->cpu, (int)cpu, __ATOMIC_RELEASE);
+    // Before the entity looks whether it was told to stop (vcpu_is_out looks the other way round).
+    __atomic_store_n(&e->cpu, (int)cpu, __ATOMIC_SEQ_CST);
     current[cpu] = e;
 }
 
@@ -272,13 +289,13 @@ _Noreturn void sched_loop(void)
         watchdog_check();
 
         spin_lock(&sched_lock);
-        must_yield[cpu->index] = 0;
         uint64_t now = time_tsc();
         cpu->last_alive = now;
         uint64_t next_wake = wake_due(now);
         struct sched_entity *e = pick(cpu->index);
         if (e != NULL)
             start(e, cpu->index, now);
+        must_yield[cpu->index] = 0; // the queue was looked at; whoever asks from here on asks anew
         spin_unlock(&sched_lock);
 
         if (e == NULL) {

@@ -45,6 +45,8 @@ void sched_add(struct sched_entity *e);
 // Takes it away for good; it must be blocked or dead by its owner's doing. Returns E_BUSY while it
 // runs.
 int sched_remove(struct sched_entity *e);
+// Changes where it may run, at once.
+void sched_set_affinity(struct sched_entity *e, uint64_t cpu_mask);
 // Makes a blocked entity runnable. If it is running now it will not block before running again.
 void sched_wake(struct sched_entity *e);
 

@@ -113,6 +113,7 @@ int vm_create(const struct vm_config *config, char *why)
     vclock_init(&vm->clock, tsc_hz);
     vtimer_queue_init(&vm->timers);
     cpuid_policy_init(&vm->cpuid, config->cpus, tsc_hz, machine_cpuid);
+    vmx_limit_cpuid(&vm->cpuid);
     status = vcpu_init(&vm->vcpu, 0, vm->config.name, vm, &vm->ept, &vm_vcpu_ops, &vm->cpuid);
     if (status != 0) {
         heap_free(vm);
@@ -186,7 +187,7 @@ static int power_on(struct vm *vm, char *why)
         return fail(why, status, "no memory for the page tables of %s", vm->config.name);
     status = load(vm, &start, why);
     if (status == 0)
-        status = vcpu_reset(&vm->vcpu, &start);
+        status = vcpu_reset(&vm->vcpu, &start) == 0 ? 0 : fail(why, E_IO, "VT-x refused the VMCS");
     if (status != 0) {
         vm_memory_destroy(vm);
         return status;
@@ -271,19 +272,26 @@ int vm_resume(const char *name, char *why)
     int status = 0;
     if (vm->state != VM_PAUSED)
         status = fail(why, E_BUSY, "%s is not paused: it is %s", name, vm_state_name(vm->state));
+    else if (vm->request != VM_REQUEST_NONE)
+        vm->state = VM_RUNNING; // what it asked for before the pause is done first
     else
         run(vm);
     vm_release(vm);
     return status;
 }
 
-static int reset(struct vm *vm, char *why)
+// A VM that was paused begins anew paused.
+static int reset(struct vm *vm, char *why, bool paused)
 {
     power_off(vm, VM_STOPPED);
     int status = power_on(vm, why);
-    if (status == 0)
+    if (status != 0)
+        return status;
+    if (paused)
+        vm->state = VM_PAUSED;
+    else
         run(vm);
-    return status;
+    return 0;
 }
 
 int vm_reset(const char *name, char *why)
@@ -295,7 +303,7 @@ int vm_reset(const char *name, char *why)
     if (vm->state == VM_STOPPED)
         status = fail(why, E_BUSY, "%s is stopped; use `vm start %s`", name, name);
     else
-        status = reset(vm, why);
+        status = reset(vm, why, vm->state == VM_PAUSED);
     vm_release(vm);
     return status;
 }
@@ -361,7 +369,7 @@ int vm_set(const struct vm_config *config, char *why)
     if (status == 0) {
         vm->config = *config;
         vm->vcpu.entity.weight = config->weight;
-        vm->vcpu.entity.cpu_mask = config->affinity;
+        sched_set_affinity(&vm->vcpu.entity, config->affinity);
     }
     vm_release(vm);
     return status;
@@ -369,13 +377,13 @@ int vm_set(const struct vm_config *config, char *why)
 
 static void serve(struct vm *vm)
 {
-    char why[VM_WHY_MAX];
+    char why[VM_WHY_MAX] = "";
     enum vm_request request = atomic_exchange(&vm->request, VM_REQUEST_NONE);
     if (vm->state != VM_RUNNING && vm->state != VM_PAUSED)
         return; // it was stopped meanwhile
     switch (request) {
     case VM_REQUEST_RESET:
-        if (reset(vm, why) == 0) {
+        if (reset(vm, why, vm->state == VM_PAUSED) == 0) {
             vm_event("VM %s reset by the guest", vm->config.name);
         } else {
             vm->state = VM_CRASHED;

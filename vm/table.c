@@ -68,8 +68,9 @@ void vm_release(struct vm *vm)
 {
     spin_lock(&table_lock);
     vm->busy = false;
+    bool asked = vm->request != VM_REQUEST_NONE; // while the VM was busy
     spin_unlock(&table_lock);
-    if (vm->request != VM_REQUEST_NONE) // asked while the VM was busy
+    if (asked)
         vm_wake_service();
 }
 

@@ -21,6 +21,7 @@ static uint32_t pio_in(struct vcpu *v, uint16_t port, unsigned size)
     struct vm *vm = vm_of(v);
     spin_lock(&vm->device_lock);
     uint32_t value = bus_pio_in(&vm->bus, port, size);
+    vm_update_timer(vm); // reading RTC register C arms its timer
     spin_unlock(&vm->device_lock);
     return value;
 }
@@ -89,11 +90,11 @@ static int interrupt(struct vcpu *v, bool accept)
     return vector;
 }
 
-static bool take_nmi(struct vcpu *v)
+static bool take_nmi(struct vcpu *v, bool accept)
 {
     struct vm *vm = vm_of(v);
     spin_lock(&vm->device_lock);
-    bool taken = vm_platform->take_nmi(vm, v);
+    bool taken = vm_platform->take_nmi(vm, v, accept);
     spin_unlock(&vm->device_lock);
     return taken;
 }
@@ -106,6 +107,20 @@ static uint64_t run_timers(struct vcpu *v, uint64_t host_now)
     uint64_t next = vclock_to_host(&vm->clock, vm->timers.earliest);
     spin_unlock(&vm->device_lock);
     return next;
+}
+
+static void wait_memory(struct vcpu *v, bool begin)
+{
+    struct vm *vm = vm_of(v);
+    spin_lock(&vm->device_lock);
+    if (begin) {
+        vclock_freeze(&vm->clock);
+    } else {
+        vclock_thaw(&vm->clock);
+        v->tsc_offset = vm->clock.offset + v->tsc_adjust;
+        vm_update_timer(vm);
+    }
+    spin_unlock(&vm->device_lock);
 }
 
 // The hypercall interface has its own room to come; CPUID announces none, so every call is unknown.
@@ -143,6 +158,7 @@ const struct vcpu_ops vm_vcpu_ops = {
     .interrupt = interrupt,
     .take_nmi = take_nmi,
     .run_timers = run_timers,
+    .wait_memory = wait_memory,
     .hypercall = hypercall,
     .read_memory = read_memory,
     .write_memory = write_memory,

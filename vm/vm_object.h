@@ -62,7 +62,7 @@ struct vm_platform_ops {
     void (*destroy)(struct vm *vm);
     void (*reset)(struct vm *vm);
     int (*interrupt)(struct vm *vm, struct vcpu *v, bool accept);
-    bool (*take_nmi)(struct vm *vm, struct vcpu *v);
+    bool (*take_nmi)(struct vm *vm, struct vcpu *v, bool accept);
     int (*read_msr)(struct vm *vm, struct vcpu *v, uint32_t msr, uint64_t *value);
     int (*write_msr)(struct vm *vm, struct vcpu *v, uint32_t msr, uint64_t value);
     uint64_t (*get_cr8)(struct vm *vm, struct vcpu *v);

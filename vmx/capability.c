@@ -5,7 +5,9 @@
 #include "ept/ept.h"
 #include "kernel/string.h"
 #include "kernel/x86/arch/cpu.h"
+#include "vmx/cpuid.h"
 #include "vmx/msrs.h"
+#include "vmx/vcpu.h"
 #include "vmx/vmcs_fields.h"
 
 struct vmx_capability vmx_capability;
@@ -93,6 +95,19 @@ static void read_ept(const char **missing)
     ept_features.invept_all = cap >> 26 & 1;
 }
 
+void vmx_limit_cpuid(struct cpuid_policy *p)
+{
+    if ((vmx_capability.secondary & CPU2_RDTSCP) == 0) {
+        p->rdtscp = false;
+        p->extended[1].edx &= ~(1u << 27);
+        p->features[0].ecx &= ~(1u << 22); // RDPID reads TSC_AUX, too
+    }
+    if ((vmx_capability.secondary & CPU2_INVPCID) == 0) {
+        p->invpcid = false;
+        p->features[0].ebx &= ~(1u << 10);
+    }
+}
+
 const char *vmx_read_capability(struct vmx_capability *c)
 {
     const char *missing = NULL;
@@ -141,6 +156,12 @@ const char *vmx_read_capability(struct vmx_capability *c)
     bool has_arch_cap = cpu_cpuid(0, 0).eax >= 7 && (cpu_cpuid(7, 0).edx >> 29 & 1) != 0;
     if (has_arch_cap)
         c->arch_capabilities = cpu_read_msr(MSR_ARCH_CAPABILITIES);
+    // Between two VMs: indirect branch predictors, L1 data cache (L1TF ignores EPT) and CPU buffers
+    // (MDS) are emptied where the CPU can and has to.
+    uint32_t leaf7 = cpu_cpuid(0, 0).eax >= 7 ? cpu_cpuid(7, 0).edx : 0;
+    c->ibpb = (leaf7 >> 26 & 1) != 0;
+    c->verw = (leaf7 >> 10 & 1) != 0 && (c->arch_capabilities >> 5 & 1) == 0;
+    c->flush_l1d = (leaf7 >> 28 & 1) != 0 && (c->arch_capabilities & (1u << 0 | 1u << 3)) == 0;
     ept_features.large_executable_safe = c->arch_capabilities >> 6 & 1;
     return NULL;
 }

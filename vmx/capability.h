@@ -14,6 +14,7 @@ struct vmx_capability {
     uint64_t xcr0; // all the machine has
     uint32_t xsave_bytes;
     uint64_t arch_capabilities; // 0 without
+    bool ibpb, flush_l1d, verw; // what has to be done when another VM gets a CPU
 };
 
 extern struct vmx_capability vmx_capability;

@@ -21,6 +21,7 @@
 #define CR0_ALL  (CR0_FREE | CR0_NE | CR0_NW | CR0_CD | CR0_PG)
 #define CR4_PSE  (UINT64_C(1) << 4)
 #define CR4_PAE  (UINT64_C(1) << 5)
+#define CR4_MCE  (UINT64_C(1) << 6)
 #define CR4_PGE  (UINT64_C(1) << 7)
 #define CR4_PCID (UINT64_C(1) << 17)
 #define CR4_SMEP (UINT64_C(1) << 20)
@@ -32,9 +33,15 @@ uint64_t vcpu_cr0_owned(void)
     return ~CR0_FREE;
 }
 
+// VMXE by VMX operation; MCE because a machine check while it is clear shuts the physical CPU down.
+uint64_t vcpu_cr4_forced(void)
+{
+    return vmx_capability.cr4_fixed0 | CR4_MCE;
+}
+
 uint64_t vcpu_cr4_owned(const struct vcpu *v)
 {
-    return ~(uint64_t)v->cpuid->cr4_allowed | CR4_PAE | CR4_PCID;
+    return ~(uint64_t)v->cpuid->cr4_allowed | CR4_PAE | CR4_PCID | CR4_MCE;
 }
 
 // PAE paging keeps four PDPTEs inside the CPU; with EPT, VM entry takes them from the VMCS (SDM
@@ -113,7 +120,7 @@ static bool write_cr4(struct vcpu *v, uint64_t value)
         !load_pdptes(v, vmcs_read(VMCS_GUEST_CR3)))
         return false;
     vmcs_write(VMCS_CR4_SHADOW, value);
-    vmcs_write(VMCS_GUEST_CR4, value | vmx_capability.cr4_fixed0);
+    vmcs_write(VMCS_GUEST_CR4, value | vcpu_cr4_forced());
     if (flushing != 0)
         vmx_invvpid(v->vpid);
     return true;
@@ -180,7 +187,6 @@ enum vcpu_result vcpu_exit_xsetbv(struct vcpu *v)
         return VCPU_RESUME;
     }
     v->xcr0 = value;
-    v->xsave_size = cpuid_policy_xsave_size(v->cpuid, value);
     __asm__ volatile("xsetbv" ::"c"(0), "a"((uint32_t)value), "d"((uint32_t)(value >> 32)));
     vcpu_advance(v, vmcs_read32(VMCS_EXIT_INSTRUCTION_LENGTH));
     return VCPU_RESUME;

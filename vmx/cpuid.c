@@ -174,8 +174,22 @@ void cpuid_policy_init(struct cpuid_policy *p, unsigned vcpus, uint64_t tsc_hz,
         p->cr4_allowed |= BIT(21); // SMAP
 }
 
+// The same for the compacted format of XSAVEC, which packs the components (SDM vol. 1, 13.4.3).
+static uint32_t compacted_size(const struct cpuid_policy *p, uint64_t xcr0)
+{
+    uint32_t size = 512 + 64;
+    for (unsigned i = 2; i < CPUID_SUBLEAVES; i++) {
+        if ((xcr0 & UINT64_C(1) << i) == 0)
+            continue;
+        if ((p->xsave[i].ecx & 2) != 0)
+            size = (size + 63) & ~63u;
+        size += p->xsave[i].eax;
+    }
+    return size;
+}
+
 struct cpuid_leaf cpuid_policy_get(const struct cpuid_policy *p, uint32_t leaf, uint32_t subleaf,
-                                   uint32_t apic_id, uint64_t cr4, uint32_t xsave_size)
+                                   uint32_t apic_id, uint64_t cr4, uint64_t xcr0)
 {
     struct cpuid_leaf r = {0, 0, 0, 0};
     if (leaf >= 0x80000000u) {
@@ -209,7 +223,9 @@ struct cpuid_leaf cpuid_policy_get(const struct cpuid_policy *p, uint32_t leaf, 
         if (subleaf < CPUID_SUBLEAVES)
             r = p->xsave[subleaf];
         if (subleaf == 0 && p->xcr0_allowed != 0)
-            r.ebx = xsave_size;
+            r.ebx = cpuid_policy_xsave_size(p, xcr0);
+        if (subleaf == 1 && (r.eax & 2) != 0)
+            r.ebx = compacted_size(p, xcr0);
         return r;
     default:
         return p->basic[leaf];

@@ -31,10 +31,10 @@ struct cpuid_policy {
 void cpuid_policy_init(struct cpuid_policy *p, unsigned vcpus, uint64_t tsc_hz,
                        struct cpuid_leaf (*host)(uint32_t leaf, uint32_t subleaf));
 
-// The answer for one vCPU. cr4 and xsave_size are the guest's present ones (OSXSAVE, XSAVE area
-// size).
+// The answer for one vCPU. cr4 and xcr0 are the guest's present ones (OSXSAVE, sizes
+// of the XSAVE area).
 struct cpuid_leaf cpuid_policy_get(const struct cpuid_policy *p, uint32_t leaf, uint32_t subleaf,
-                                   uint32_t apic_id, uint64_t cr4, uint32_t xsave_size);
+                                   uint32_t apic_id, uint64_t cr4, uint64_t xcr0);
 // Size of the standard-format XSAVE area for `xcr0`.
 uint32_t cpuid_policy_xsave_size(const struct cpuid_policy *p, uint64_t xcr0);
 // Whether XSETBV may set `xcr0` (SDM vol. 1, 13.3).

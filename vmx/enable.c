@@ -21,7 +21,7 @@
 #define FEATURE_VMX  (1u << 2)
 
 static const char *unavailable = "VT-x was not started";
-static _Atomic uint32_t cpus_on;
+static _Atomic bool failed;
 
 bool vmx_available(void)
 {
@@ -98,9 +98,10 @@ static int enable_cpu(void)
     if (why != NULL) {
         log_error("cpu%u: no VT-x: %s", cpu_index(), why);
         unavailable = why;
+        failed = true; // one CPU without is enough: a vCPU runs on any
         return 0;
     }
-    if (++cpus_on == 1)
+    if (!failed)
         unavailable = NULL;
     return 0;
 }

@@ -50,11 +50,11 @@ static bool try_nmi(struct vcpu *v, uint32_t blocking)
     if (v->nmi_delivered)
         return false;
     if ((blocking & (BLOCKING_STI | BLOCKING_MOV_SS)) != 0) {
-        v->recheck = 1; // the shadow lasts one instruction: look again after the next exit
-        set_primary(v, v->primary | CPU_NMI_WINDOW);
+        if (v->ops->take_nmi(v, false))
+            set_primary(v, v->primary | CPU_NMI_WINDOW); // the shadow lasts one instruction
         return false;
     }
-    if (!v->ops->take_nmi(v))
+    if (!v->ops->take_nmi(v, true))
         return false;
     v->halted = false;
     v->nmi_delivered = true;

@@ -11,6 +11,7 @@
 #include "vmx/events.h"
 #include "vmx/instructions.h"
 #include "vmx/msr.h"
+#include "vmx/msrs.h"
 #include "vmx/port_io.h"
 
 extern void vmx_unblock_nmi(void); // vmx/entry.asm
@@ -36,6 +37,49 @@ enum vcpu_result vcpu_crash(struct vcpu *v, const char *format, ...)
     return VCPU_STOP;
 }
 
+// A machine check while the guest ran: that VM ends with a report. The banks and MCIP are cleared,
+// for with MCIP set the next machine check would shut the CPU down (SDM vol. 3, 16.8).
+static enum vcpu_result exit_machine_check(struct vcpu *v)
+{
+    uint64_t status = 0, address = 0;
+    unsigned bank = 0;
+    unsigned banks = cpu_read_msr(MSR_MCG_CAP) & 0xff;
+    for (unsigned i = 0; i < banks; i++) {
+        uint64_t s = cpu_read_msr(MSR_MC0_STATUS + 4 * i);
+        if ((s >> 63) == 0)
+            continue;
+        status = s;
+        bank = i;
+        address = (s >> 58 & 1) != 0 ? cpu_read_msr(MSR_MC0_ADDR + 4 * i) : 0;
+        cpu_write_msr(MSR_MC0_STATUS + 4 * i, 0);
+    }
+    cpu_write_msr(MSR_MCG_STATUS, 0);
+    return vcpu_crash(v, "machine check, bank %u status %#lx address %#lx", bank, status, address);
+}
+
+// A #DB exit comes before DR6 and DR7.GD are updated, INT1's before RIP is advanced (SDM vol.
+// 3, 28.1 and 28.2.2); and with TF set in a STI or MOV-SS shadow VM entry wants to see BS pending
+// (27.3.1.5).
+static void before_debug_exception(uint32_t info)
+{
+    uint64_t q = vmcs_read(VMCS_EXIT_QUALIFICATION);
+    uint64_t dr6;
+    __asm__ volatile("mov %%db6, %0" : "=r"(dr6));
+    dr6 = (dr6 & ~UINT64_C(0xf)) | (q & 0x600f);
+    __asm__ volatile("mov %0, %%db6" ::"r"(dr6));
+    vmcs_write(VMCS_GUEST_DR7, vmcs_read(VMCS_GUEST_DR7) & ~(UINT64_C(1) << 13));
+    uint32_t blocking = vmcs_read32(VMCS_GUEST_INTERRUPTIBILITY);
+    bool shadow = (blocking & (BLOCKING_STI | BLOCKING_MOV_SS)) != 0;
+    if (INFO_TYPE(info) == 5) {
+        vmcs_write(VMCS_GUEST_RIP,
+                   vmcs_read(VMCS_GUEST_RIP) + vmcs_read32(VMCS_EXIT_INSTRUCTION_LENGTH));
+        vmcs_write(VMCS_GUEST_INTERRUPTIBILITY, blocking & ~(BLOCKING_STI | BLOCKING_MOV_SS));
+    } else if (shadow && (vmcs_read(VMCS_GUEST_RFLAGS) & (1u << 8)) != 0) {
+        vmcs_write(VMCS_GUEST_PENDING_DEBUG, vmcs_read(VMCS_GUEST_PENDING_DEBUG) | UINT64_C(1)
+                                                                                       << 14);
+    }
+}
+
 static enum vcpu_result exit_exception_or_nmi(struct vcpu *v)
 {
     uint32_t info = vmcs_read32(VMCS_EXIT_INTERRUPTION_INFO);
@@ -51,17 +95,10 @@ static enum vcpu_result exit_exception_or_nmi(struct vcpu *v)
     }
     uint8_t vector = (uint8_t)INFO_VECTOR(info);
     if (vector == 18)
-        return vcpu_crash(v, "machine check (status %#lx, address %#lx)", cpu_read_msr(0x401),
-                          cpu_read_msr(0x402));
+        return exit_machine_check(v);
     uint32_t error = (info & INFO_ERROR_CODE) != 0 ? vmcs_read32(VMCS_EXIT_ERROR_CODE) : 0;
-    if (vector == 1) {
-        // The exit came before DR6 and DR7.GD were updated (SDM vol. 3, 28.1).
-        uint64_t dr6;
-        __asm__ volatile("mov %%db6, %0" : "=r"(dr6));
-        dr6 = (dr6 & ~UINT64_C(0xe00f)) | (vmcs_read(VMCS_EXIT_QUALIFICATION) & 0x600f) |
-              (vmcs_read(VMCS_EXIT_QUALIFICATION) & UINT64_C(0x4000));
-        __asm__ volatile("mov %0, %%db6" ::"r"(dr6));
-    }
+    if (vector == 1)
+        before_debug_exception(info);
     vcpu_inject_exception(v, vector, error);
     return VCPU_RESUME;
 }
@@ -94,7 +131,7 @@ static enum vcpu_result exit_cpuid(struct vcpu *v)
 {
     struct cpuid_leaf r =
         cpuid_policy_get(v->cpuid, (uint32_t)v->gpr[REG_RAX], (uint32_t)v->gpr[REG_RCX], v->id,
-                         vmcs_read(VMCS_GUEST_CR4), v->xsave_size);
+                         vmcs_read(VMCS_GUEST_CR4), v->xcr0);
     v->gpr[REG_RAX] = r.eax;
     v->gpr[REG_RBX] = r.ebx;
     v->gpr[REG_RCX] = r.ecx;
@@ -237,6 +274,7 @@ static const struct exit_handler handlers[EXIT_REASONS] = {
     [EXIT_MWAIT] = {exit_undefined, "MWAIT"},
     [EXIT_MONITOR] = {exit_undefined, "MONITOR"},
     [EXIT_PAUSE] = {exit_nothing, "PAUSE"},
+    [EXIT_ENTRY_MACHINE_CHECK] = {exit_machine_check, "ENTRY_MACHINE_CHECK"},
     [EXIT_EPT_VIOLATION] = {exit_ept_violation, "EPT_VIOLATION"},
     [EXIT_EPT_MISCONFIGURATION] = {exit_ept_misconfiguration, "EPT_MISCONFIGURATION"},
     [EXIT_INVEPT] = {exit_undefined, "INVEPT"},

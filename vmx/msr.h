@@ -12,6 +12,7 @@ enum vcpu_result vcpu_exit_wrmsr(struct vcpu *v);
 
 // Bits of CR0 / CR4 whose change by the guest exits.
 uint64_t vcpu_cr0_owned(void);
+uint64_t vcpu_cr4_forced(void); // bits that are set whatever the guest writes
 uint64_t vcpu_cr4_owned(const struct vcpu *v);
 enum vcpu_result vcpu_exit_cr(struct vcpu *v);
 enum vcpu_result vcpu_exit_xsetbv(struct vcpu *v);

@@ -9,6 +9,8 @@
 #define MSR_TSC_ADJUST        0x3bu
 #define MSR_BIOS_SIGN_ID      0x8bu
 #define MSR_MTRR_CAP          0xfeu
+#define MSR_PRED_CMD          0x49u
+#define MSR_FLUSH_CMD         0x10bu
 #define MSR_ARCH_CAPABILITIES 0x10au
 #define MSR_MISC_FEATURES     0x140u
 #define MSR_SYSENTER_CS       0x174u
@@ -22,6 +24,8 @@
 #define MSR_MTRR_FIX_LAST     0x26fu
 #define MSR_PAT               0x277u
 #define MSR_MTRR_DEF_TYPE     0x2ffu
+#define MSR_MC0_STATUS        0x401u
+#define MSR_MC0_ADDR          0x402u
 #define MSR_VMX_BASIC         0x480u
 #define MSR_VMX_PIN           0x481u
 #define MSR_VMX_CPU           0x482u

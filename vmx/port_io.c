@@ -44,8 +44,11 @@ static enum vcpu_result string_io(struct vcpu *v, uint64_t q)
     uint64_t fault = 0;
     int status;
     if (in) {
-        // The destination is probed first, so that a fault does not swallow what the port gave.
+        // The destination is probed first, by writing back what is there, so that neither a fault
+        // nor a lack of memory swallows what the port gives.
         status = vcpu_read_linear(v, linear, &value, size, false, &code, &fault);
+        if (status == 0)
+            status = vcpu_write_linear(v, linear, &value, size, &code, &fault);
         if (status == 0) {
             value = v->ops->pio_in(v, port, size);
             status = vcpu_write_linear(v, linear, &value, size, &code, &fault);

@@ -32,7 +32,7 @@ void vmx_nmi_before_entry(void)
 
 static void set_preemption_timer(uint64_t now, uint64_t deadline)
 {
-    uint64_t ticks = ((deadline - now) >> vmx_capability.preemption_shift) + 1;
+    uint64_t ticks = deadline > now ? ((deadline - now) >> vmx_capability.preemption_shift) + 1 : 1;
     vmcs_write(VMCS_PREEMPTION_TIMER, MIN(ticks, 0xffffffffu));
 }
 
@@ -104,6 +104,7 @@ static enum sched_next run_loop(struct vcpu *v, uint64_t until)
             break;
         case VCPU_WAIT:
             v->waiting_memory = true;
+            v->ops->wait_memory(v, true);
             v->entity.wake_deadline = now + tsc_hz / 100;
             return SCHED_SLEEP;
         }
@@ -117,7 +118,10 @@ enum sched_next vcpu_run(struct sched_entity *e, uint64_t until)
         e->wake_deadline = UINT64_MAX;
         return SCHED_SLEEP;
     }
-    v->waiting_memory = false;
+    if (v->waiting_memory) {
+        v->waiting_memory = false;
+        v->ops->wait_memory(v, false);
+    }
     vcpu_load(v);
     if (!v->entered) {
         v->entered = true;
@@ -135,7 +139,9 @@ enum sched_next vcpu_run(struct sched_entity *e, uint64_t until)
 static void kick(struct vcpu *v)
 {
     int cpu = __atomic_load_n(&v->entity.cpu, __ATOMIC_ACQUIRE);
-    if (cpu >= 0 && (uint32_t)cpu != cpu_index() && ept_cpus[cpu].in_guest != 0)
+    // Also when it is in root mode: it may have looked at the flags already; the entry then
+    // bounces.
+    if (cpu >= 0 && (uint32_t)cpu != cpu_index())
         irq_send_nmi((uint32_t)cpu);
 }
 

@@ -40,9 +40,11 @@ struct vcpu_ops {
     enum vcpu_result (*mmio)(struct vcpu *v, gpa_t address, bool write);
     // Looks whether an interrupt is deliverable; takes it when `accept`. Returns the vector or -1.
     int (*interrupt)(struct vcpu *v, bool accept);
-    bool (*take_nmi)(struct vcpu *v); // a pending NMI, consumed
+    bool (*take_nmi)(struct vcpu *v, bool accept); // is an NMI pending? consumed when accept
     // Runs due timers; returns the next deadline in host TSC.
     uint64_t (*run_timers)(struct vcpu *v, uint64_t host_now);
+    // The vCPU begins or ends a wait for memory: guest time stands still meanwhile.
+    void (*wait_memory)(struct vcpu *v, bool begin);
     uint64_t (*hypercall)(struct vcpu *v); // returns RAX
     int (*read_memory)(struct vcpu *v, gpa_t from, void *to, size_t size);
     int (*write_memory)(struct vcpu *v, gpa_t to, const void *from, size_t size);
@@ -81,8 +83,6 @@ struct vcpu {
     hpa_t vmcs;
     void *fpu; // XSAVE area
     uint64_t xcr0;
-    uint64_t xcr0_allowed;
-    uint32_t xsave_size; // CPUID.0xD.0:EBX for the current XCR0
 
     // Set by anyone, read before each entry.
     _Atomic uint32_t recheck; // interrupts, NMIs or INIT may have become pending
@@ -167,6 +167,8 @@ int vcpu_read_linear(struct vcpu *v, uint64_t linear, void *to, size_t size, boo
 int vcpu_write_linear(struct vcpu *v, uint64_t linear, const void *from, size_t size,
                       uint32_t *fault_code, uint64_t *fault_address);
 
+// Takes from a policy what the machine's VT-x controls cannot give a guest.
+void vmx_limit_cpuid(struct cpuid_policy *p);
 // True when VT-x works on every CPU that is online.
 bool vmx_available(void);
 const char *vmx_unavailable_reason(void);

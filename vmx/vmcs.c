@@ -129,7 +129,7 @@ static void write_guest_state(struct vcpu *v, const struct vcpu_start *start)
     vmcs_write(VMCS_CR0_SHADOW, cr0);
     vmcs_write(VMCS_CR0_MASK, vcpu_cr0_owned());
     uint64_t cr4 = 0x20; // PAE
-    vmcs_write(VMCS_GUEST_CR4, cr4 | vmx_capability.cr4_fixed0);
+    vmcs_write(VMCS_GUEST_CR4, cr4 | vcpu_cr4_forced());
     vmcs_write(VMCS_CR4_SHADOW, cr4);
     vmcs_write(VMCS_CR4_MASK, vcpu_cr4_owned(v));
     vmcs_write(VMCS_GUEST_CR3, start->cr3);
@@ -254,7 +254,25 @@ static void fpu_reset(struct vcpu *v)
     *(uint16_t *)v->fpu = 0x37f;
     *(uint32_t *)((uint8_t *)v->fpu + 24) = 0x1f80;
     v->xcr0 = 1;
-    v->xsave_size = cpuid_policy_xsave_size(v->cpuid, 1);
+}
+
+static uint64_t last_vm[MAX_CPUS]; // id of the VM that ran on each CPU last
+
+// What one VM left in predictors, caches and buffers is not the next one's to measure. (Siblings of
+// a hyperthreaded core that run different VMs at once are not separated.)
+static void separate(const struct vcpu *v, int cpu)
+{
+    if (last_vm[cpu] == v->ept->vm_id)
+        return;
+    last_vm[cpu] = v->ept->vm_id;
+    if (vmx_capability.ibpb)
+        cpu_write_msr(MSR_PRED_CMD, 1);
+    if (vmx_capability.flush_l1d)
+        cpu_write_msr(MSR_FLUSH_CMD, 1);
+    if (vmx_capability.verw) {
+        uint16_t selector = HOST_SS;
+        __asm__ volatile("verw %0" ::"m"(selector) : "cc");
+    }
 }
 
 void vcpu_load(struct vcpu *v)
@@ -262,6 +280,7 @@ void vcpu_load(struct vcpu *v)
     CHECK(vmx_load(v->vmcs));
     int cpu = (int)cpu_index();
     write_host_cpu();
+    separate(v, cpu);
     // Another CPU may have run it since; stale entries of this VPID must not be met again here.
     if (v->vmcs_cpu != cpu) {
         vmx_invvpid(v->vpid);

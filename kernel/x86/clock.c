@@ -124,7 +124,7 @@ static struct sample take(const struct reference *r)
 static uint64_t measure(const struct reference *r)
 {
     uint64_t wanted = r->hz / WINDOW_DIVISOR;
-    struct sample first = take(r), last = first;
+    struct sample first = take(r);
     uint64_t previous = first.count, passed = 0;
     for (unsigned still = 0; passed < wanted; still++) {
         uint64_t now = r->read();
@@ -135,7 +135,7 @@ static uint64_t measure(const struct reference *r)
         passed = (now - first.count) & r->mask;
         previous = now;
     }
-    last = take(r);
+    struct sample last = take(r);
     passed = (last.count - first.count) & r->mask;
     uint64_t ticks = last.tsc - first.tsc;
     // ticks < 2^40 for any window of under a minute, hz < 2^30: the rest needs the split.

@@ -57,10 +57,11 @@ void paging_init_cpu(void);
 void paging_use_frames(void);
 uint64_t paging_root(void);
 bool paging_uses_nx(void);
+bool paging_has_1g_pages(void);
 // Maps firmware's tables readable, cached. For ever.
 const void *machine_map_firmware(uint64_t base, uint64_t size);
-// Fills four frames, the first of which is the root, with: identity map of one page, read-only and
-// executable, and the kernel half.
+// foreign_tables.c. Fills four frames, the first of which is the root, with: identity map of one
+// page, read-only and executable, and the kernel half.
 void paging_make_trampoline_tables(hfn_t first, uint64_t page);
 // Fills `tables` frames with an identity map of [0, end) that allows everything, plus the kernel
 // half. Returns the number needed when tables is NULL.

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The end of everything. Nothing here takes a lock or allocates: the CPU that panics may hold any
 // lock, and memory may be what is broken.
+#include <stdatomic.h>
+
 #include "kernel/panic.h"
 
 #include <arch/safe.h>
@@ -90,8 +92,7 @@ static void claim(void)
 {
     uint32_t nobody = 0, self = cpu_index() + 1;
     cpu_irq_disable();
-    if (!__atomic_compare_exchange_n(&panicking, &nobody, self, false, __ATOMIC_SEQ_CST,
-                                     __ATOMIC_SEQ_CST)) {
+    if (!atomic_compare_exchange_strong(&panicking, &nobody, self)) {
         // A panic inside the report: nothing more can be said.
         if (nobody == self)
             power_tell_emulator("panic");

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Starting the other CPUs with INIT and start-up IPIs (SDM vol. 3, 9.4.4), one after the other.
+#include <stdatomic.h>
+
 #include "kernel/error.h"
 #include "kernel/frames.h"
 #include "kernel/heap.h"
@@ -79,8 +81,7 @@ static bool wait_up(struct machine_cpu *machine, uint64_t us)
 static bool decide(struct machine_cpu *machine, enum start_state state)
 {
     uint32_t pending = START_PENDING;
-    return __atomic_compare_exchange_n(&machine->start, &pending, (uint32_t)state, false,
-                                       __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+    return atomic_compare_exchange_strong(&machine->start, &pending, (uint32_t)state);
 }
 
 // Sends the IPIs. True when the CPU came up within its time.
@@ -120,8 +121,7 @@ static int start_cpu(struct cpu *cpu)
     // Take the permission back. If the CPU was faster, it runs towards its end on our stack: that
     // and its record stay its own.
     uint64_t wanted = cpu->apic_id;
-    if (!__atomic_compare_exchange_n(&ap_wanted, &wanted, NOBODY, false, __ATOMIC_SEQ_CST,
-                                     __ATOMIC_SEQ_CST))
+    if (!atomic_compare_exchange_strong(&ap_wanted, &wanted, NOBODY))
         return E_BUSY;
     apic_send_init(cpu->apic_id); // parks it
     heap_free(machine);

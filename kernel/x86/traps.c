@@ -43,9 +43,10 @@ static const char *exception_name(uint64_t vector)
 
 static bool apply_fixup(struct trap_frame *frame)
 {
-    for (const struct fixup *f = fixups_start; f < fixups_end; f++) {
-        if (f->at == frame->rip) {
-            frame->rip = f->resume;
+    size_t count = ((uintptr_t)fixups_end - (uintptr_t)fixups_start) / sizeof(struct fixup);
+    for (size_t i = 0; i < count; i++) {
+        if (fixups_start[i].at == frame->rip) {
+            frame->rip = fixups_start[i].resume;
             return true;
         }
     }
