@@ -28,7 +28,9 @@
 static struct spinlock sched_lock = SPINLOCK_INIT("sched", RANK_SCHED);
 static struct list runnable = {&runnable, &runnable};
 static struct list sleepers = {&sleepers, &sleepers};
-static uint64_t floor_time; // virtual time no waking entity starts below
+// Virtual time that each CPU's work has reached. CPUs differ when affinities keep them apart, so it
+// is kept per CPU: who wakes up is compared with those it competes with, and with nobody else.
+static uint64_t floors[MAX_CPUS];
 static _Atomic uint32_t must_yield[MAX_CPUS];
 static _Atomic uint32_t idle[MAX_CPUS];
 static struct sched_entity *current[MAX_CPUS];
@@ -65,10 +67,25 @@ void sched_entity_init(struct sched_entity *e, const char *name,
     list_init(&e->link);
 }
 
+static uint64_t slice_ticks(void)
+{
+    return tsc_hz / 1000 * SLICE_MS;
+}
+
+// Lock held. What the CPU that is furthest behind among those allowed has reached.
+static uint64_t floor_of(uint64_t cpu_mask)
+{
+    uint64_t least = UINT64_MAX;
+    for (uint32_t i = 0; i < cpu_count; i++)
+        if ((cpu_mask >> i & 1) != 0 && cpus[i].online != 0)
+            least = MIN(least, floors[i]);
+    return least == UINT64_MAX ? 0 : least;
+}
+
 void sched_add(struct sched_entity *e)
 {
     spin_lock(&sched_lock);
-    e->virtual_time = floor_time;
+    e->virtual_time = floor_of(e->cpu_mask);
     e->since = time_tsc();
     list_push_back(&sleepers, &e->link);
     spin_unlock(&sched_lock);
@@ -113,8 +130,9 @@ static void make_runnable(struct sched_entity *e, uint64_t now)
     e->since = now;
     e->wake_deadline = UINT64_MAX;
     // A sleeper does not save up time: it may be ahead of the others by one slice at most.
-    uint64_t slice = tsc_hz / 1000 * SLICE_MS;
-    uint64_t least = floor_time > slice ? floor_time - slice : 0;
+    uint64_t slice = slice_ticks();
+    uint64_t reached = floor_of(e->cpu_mask);
+    uint64_t least = reached > slice ? reached - slice : 0;
     if (e->virtual_time < least)
         e->virtual_time = least;
     list_push_back(&runnable, &e->link);
@@ -127,8 +145,10 @@ static bool ask_to_yield(int cpu)
     if (cpu < 0)
         return false;
     must_yield[cpu] = 1;
-    if ((uint32_t)cpu == cpu_index())
+    if ((uint32_t)cpu == cpu_index()) {
+        cpus[cpu].kicked = 1; // a vCPU that runs here looks before it enters the guest again
         return false;
+    }
     if (idle[cpu] != 0) {
         irq_send_wake((uint32_t)cpu);
         return false;
@@ -141,6 +161,9 @@ void sched_set_affinity(struct sched_entity *e, uint64_t cpu_mask)
     int cpu = -1;
     spin_lock(&sched_lock);
     e->cpu_mask = cpu_mask;
+    // It comes to its new competitors as their equal, whatever it was where it comes from.
+    uint64_t reached = floor_of(cpu_mask);
+    e->virtual_time = MIN(MAX(e->virtual_time, reached), reached + slice_ticks());
     if (e->state == SCHED_RUNNABLE)
         cpu = choose_cpu(e);
     else if (e->state == SCHED_RUNNING && (cpu_mask >> e->cpu & 1) == 0)
@@ -202,10 +225,14 @@ static struct sched_entity *pick(uint32_t cpu)
         if (best == NULL || e->virtual_time < best->virtual_time)
             best = e;
     }
-    if (best == NULL)
+    if (best == NULL) {
+        // An idle CPU has no history: whoever comes next is compared with the busiest.
+        for (uint32_t i = 0; i < cpu_count; i++)
+            floors[cpu] = MAX(floors[cpu], floors[i]);
         return NULL;
+    }
     uint64_t near = best->virtual_time + tsc_hz / 1000 * SLICE_MS / 2;
-    floor_time = MAX(floor_time, best->virtual_time);
+    floors[cpu] = MAX(floors[cpu], best->virtual_time);
     if (best->last_cpu == (int)cpu)
         return best;
     list_for_each(it, &runnable)
@@ -215,6 +242,17 @@ static struct sched_entity *pick(uint32_t cpu)
             return e;
     }
     return best;
+}
+
+// Lock held. Who had to give up a CPU, or was not chosen, may run on another one that is idle.
+static void hand_on(void)
+{
+    list_for_each(it, &runnable)
+    {
+        int cpu = choose_cpu(container_of(it, struct sched_entity, link));
+        if (cpu >= 0 && current[cpu] == NULL && (uint32_t)cpu != cpu_index())
+            ask_to_yield(cpu);
+    }
 }
 
 static void start(struct sched_entity *e, uint32_t cpu, uint64_t now)
@@ -295,6 +333,7 @@ _Noreturn void sched_loop(void)
         struct sched_entity *e = pick(cpu->index);
         if (e != NULL)
             start(e, cpu->index, now);
+        hand_on();
         must_yield[cpu->index] = 0; // the queue was looked at; whoever asks from here on asks anew
         spin_unlock(&sched_lock);
 

@@ -13,7 +13,7 @@ static struct vm *vm_of(struct vcpu *v)
 // A device call may have moved the next deadline.
 void vm_update_timer(struct vm *vm)
 {
-    vm->vcpu.next_timer = vclock_to_host(&vm->clock, vm->timers.earliest);
+    vcpu_set_timer(&vm->vcpu, vclock_to_host(&vm->clock, vm->timers.earliest));
 }
 
 static uint32_t pio_in(struct vcpu *v, uint16_t port, unsigned size)

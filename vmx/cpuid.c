@@ -77,6 +77,8 @@ static void init_features(struct cpuid_policy *p, uint32_t host_max,
     p->features[0].ebx |= LEAF7_EBX_TSC_ADJUST;
     if (host_max >= 0xd)
         init_xsave(p, host);
+    if (p->xcr0_allowed == 0)
+        p->basic[1].ecx &= ~BIT(26);
     // Vector features whose registers XCR0 cannot enable must not be shown.
     if ((p->xcr0_allowed & 4) == 0) {
         p->basic[1].ecx &= ~(BIT(12) | BIT(28) | BIT(29));
@@ -152,7 +154,9 @@ void cpuid_policy_init(struct cpuid_policy *p, unsigned vcpus, uint64_t tsc_hz,
     p->topology[2] = (struct cpuid_leaf){0, 0, 2, 0};
 
     // The "crystal" is the TSC itself, so the LAPIC timer's frequency is the TSC's, too.
-    p->basic[0x15] = (struct cpuid_leaf){1, 1, (uint32_t)tsc_hz, 0};
+    // (A TSC beyond 32 bits of Hertz has no place there; leaf 16h then says it in MHz.)
+    if (tsc_hz <= UINT32_MAX)
+        p->basic[0x15] = (struct cpuid_leaf){1, 1, (uint32_t)tsc_hz, 0};
     uint32_t mhz = (uint32_t)(tsc_hz / 1000000u);
     p->basic[0x16] = (struct cpuid_leaf){mhz, mhz, 100, 0};
 

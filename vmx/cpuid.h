@@ -35,6 +35,12 @@ void cpuid_policy_init(struct cpuid_policy *p, unsigned vcpus, uint64_t tsc_hz,
 // of the XSAVE area).
 struct cpuid_leaf cpuid_policy_get(const struct cpuid_policy *p, uint32_t leaf, uint32_t subleaf,
                                    uint32_t apic_id, uint64_t cr4, uint64_t xcr0);
+// True for a leaf whose answer is basic[leaf], whoever asks and whatever the subleaf.
+static inline bool cpuid_policy_is_constant(uint32_t leaf)
+{
+    const uint32_t others = 1u << 1 | 1u << 4 | 1u << 7 | 1u << 0xb | 1u << 0xd;
+    return leaf < CPUID_BASIC_LEAVES && (others >> leaf & 1) == 0;
+}
 // Size of the standard-format XSAVE area for `xcr0`.
 uint32_t cpuid_policy_xsave_size(const struct cpuid_policy *p, uint64_t xcr0);
 // Whether XSETBV may set `xcr0` (SDM vol. 1, 13.3).

@@ -79,7 +79,6 @@ void vcpu_prepare_events(struct vcpu *v)
             set_primary(v, v->primary | CPU_INTERRUPT_WINDOW);
         return;
     }
-    atomic_store_explicit(&v->recheck, 0, memory_order_seq_cst);
     uint32_t blocking = vmcs_read32(VMCS_GUEST_INTERRUPTIBILITY);
     if (try_nmi(v, blocking)) {
         if (v->ops->interrupt(v, false) >= 0)
@@ -112,6 +111,7 @@ void vcpu_save_interrupted_event(struct vcpu *v, uint32_t info)
     if ((info & INFO_ERROR_CODE) != 0)
         v->requeue_error = vmcs_read32(VMCS_IDT_VECTORING_ERROR_CODE);
     v->requeue_length = vmcs_read32(VMCS_EXIT_INSTRUCTION_LENGTH);
+    v->recheck = 1;
     if (INFO_TYPE(info) == 2) {
         // The NMI will be delivered again: it must not find itself blocked (27.6.1.2).
         uint32_t blocking = vmcs_read32(VMCS_GUEST_INTERRUPTIBILITY);
@@ -151,6 +151,7 @@ void vcpu_inject_exception(struct vcpu *v, uint8_t vector, uint32_t error)
         v->requeue_info &= ~INFO_ERROR_CODE;
     v->requeue_error = error;
     v->requeue_length = 0;
+    v->recheck = 1;
 }
 
 void vcpu_inject_page_fault(struct vcpu *v, uint64_t linear, uint32_t error)

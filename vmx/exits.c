@@ -9,6 +9,7 @@
 #include "kernel/log.h"
 #include "vmx/cpuid.h"
 #include "vmx/events.h"
+#include "vmx/advance.h"
 #include "vmx/instructions.h"
 #include "vmx/msr.h"
 #include "vmx/msrs.h"
@@ -129,29 +130,34 @@ static enum vcpu_result exit_nmi_window(struct vcpu *v)
 
 static enum vcpu_result exit_cpuid(struct vcpu *v)
 {
-    struct cpuid_leaf r =
-        cpuid_policy_get(v->cpuid, (uint32_t)v->gpr[REG_RAX], (uint32_t)v->gpr[REG_RCX], v->id,
-                         vmcs_read(VMCS_GUEST_CR4), v->xcr0);
-    v->gpr[REG_RAX] = r.eax;
-    v->gpr[REG_RBX] = r.ebx;
-    v->gpr[REG_RCX] = r.ecx;
-    v->gpr[REG_RDX] = r.edx;
-    vcpu_advance(v, 2);
+    uint32_t leaf = (uint32_t)v->gpr[REG_RAX];
+    const struct cpuid_leaf *r = &v->cpuid->basic[leaf];
+    struct cpuid_leaf made;
+    if (!cpuid_policy_is_constant(leaf)) {
+        made = cpuid_policy_get(v->cpuid, leaf, (uint32_t)v->gpr[REG_RCX], v->id,
+                                vmcs_read(VMCS_GUEST_CR4), v->xcr0);
+        r = &made;
+    }
+    v->gpr[REG_RAX] = r->eax;
+    v->gpr[REG_RBX] = r->ebx;
+    v->gpr[REG_RCX] = r->ecx;
+    v->gpr[REG_RDX] = r->edx;
+    vcpu_advance_fast(v, 2);
     return VCPU_RESUME;
 }
 
 static enum vcpu_result exit_hlt(struct vcpu *v)
 {
-    vcpu_advance(v, 1);
+    vcpu_advance_fast(v, 1);
     v->halted = true;
     v->recheck = 1;
-    return VCPU_BLOCK;
+    return VCPU_RESUME;
 }
 
 static enum vcpu_result exit_vmcall(struct vcpu *v)
 {
     v->gpr[REG_RAX] = v->ops->hypercall(v);
-    vcpu_advance(v, 3);
+    vcpu_advance_fast(v, 3);
     return VCPU_RESUME;
 }
 
@@ -159,7 +165,7 @@ static enum vcpu_result exit_vmcall(struct vcpu *v)
 // done.
 static enum vcpu_result exit_skip(struct vcpu *v)
 {
-    vcpu_advance(v, vmcs_read32(VMCS_EXIT_INSTRUCTION_LENGTH));
+    vcpu_advance_fast(v, vmcs_read32(VMCS_EXIT_INSTRUCTION_LENGTH));
     return VCPU_RESUME;
 }
 
@@ -239,12 +245,17 @@ static enum vcpu_result exit_task_switch(struct vcpu *v)
     return vcpu_crash(v, "hardware task switch");
 }
 
-struct exit_handler {
-    enum vcpu_result (*handle)(struct vcpu *v);
-    const char *name;
-};
+enum vcpu_result vcpu_exit_unknown(struct vcpu *v)
+{
+    return vcpu_crash(v, "unknown exit %u (qualification %#lx)", vmcs_read32(VMCS_EXIT_REASON),
+                      vmcs_read(VMCS_EXIT_QUALIFICATION));
+}
 
-static const struct exit_handler handlers[EXIT_REASONS] = {
+// clang-format off
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Woverride-init" // a default for all, then those that are known
+const struct vcpu_exit_handler vcpu_exit_handlers[EXIT_REASONS] = {
+    [0 ... EXIT_REASONS - 1] = {vcpu_exit_unknown, NULL},
     [EXIT_EXCEPTION_OR_NMI] = {exit_exception_or_nmi, "EXCEPTION_OR_NMI"},
     [EXIT_EXTERNAL_INTERRUPT] = {exit_external_interrupt, "EXTERNAL_INTERRUPT"},
     [EXIT_TRIPLE_FAULT] = {exit_triple_fault, "TRIPLE_FAULT"},
@@ -284,17 +295,10 @@ static const struct exit_handler handlers[EXIT_REASONS] = {
     [EXIT_XSETBV] = {vcpu_exit_xsetbv, "XSETBV"},
     [EXIT_VMFUNC] = {exit_undefined, "VMFUNC"},
 };
+#pragma GCC diagnostic pop
+// clang-format on
 
 const char *vmx_exit_name(unsigned reason)
 {
-    return reason < EXIT_REASONS ? handlers[reason].name : NULL;
-}
-
-enum vcpu_result vcpu_handle_exit(struct vcpu *v, uint32_t reason)
-{
-    uint32_t basic = reason & 0xffffu;
-    if (__builtin_expect(basic >= EXIT_REASONS || handlers[basic].handle == NULL, 0))
-        return vcpu_crash(v, "unknown exit %u (qualification %#lx)", basic,
-                          vmcs_read(VMCS_EXIT_QUALIFICATION));
-    return handlers[basic].handle(v);
+    return reason < EXIT_REASONS ? vcpu_exit_handlers[reason].name : NULL;
 }

@@ -13,6 +13,7 @@
 #include "kernel/time.h"
 #include "vmx/capability.h"
 #include "vmx/cpuid.h"
+#include "vmx/advance.h"
 #include "vmx/instructions.h"
 #include "vmx/msrs.h"
 
@@ -82,6 +83,8 @@ static int fixed_mtrr(uint32_t msr)
 // Pointer to the storage of an MTRR; they have no effect: guest RAM is write-back with ignore-PAT.
 static uint64_t *mtrr(struct vcpu *v, uint32_t msr)
 {
+    if (msr < MSR_MTRR_PHYS_BASE0 || msr > MSR_MTRR_DEF_TYPE)
+        return NULL;
     if (msr == MSR_MTRR_DEF_TYPE)
         return &v->mtrr_def_type;
     if (msr >= MSR_MTRR_PHYS_BASE0 && msr < MSR_MTRR_PHYS_BASE0 + 2 * VCPU_MTRR_VARIABLE)
@@ -240,7 +243,7 @@ enum vcpu_result vcpu_exit_rdmsr(struct vcpu *v)
     }
     v->gpr[REG_RAX] = (uint32_t)value;
     v->gpr[REG_RDX] = value >> 32;
-    vcpu_advance(v, 2);
+    vcpu_advance_fast(v, 2);
     return VCPU_RESUME;
 }
 
@@ -253,6 +256,6 @@ enum vcpu_result vcpu_exit_wrmsr(struct vcpu *v)
         vcpu_inject_exception(v, 13, 0);
         return VCPU_RESUME;
     }
-    vcpu_advance(v, 2);
+    vcpu_advance_fast(v, 2);
     return VCPU_RESUME;
 }

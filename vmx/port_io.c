@@ -5,13 +5,14 @@
 
 #include "kernel/error.h"
 #include "kernel/string.h"
+#include "vmx/advance.h"
 #include "vmx/instructions.h"
 
 #define RFLAGS_DF (1u << 10)
 
 static void advance(struct vcpu *v)
 {
-    vcpu_advance(v, vmcs_read32(VMCS_EXIT_INSTRUCTION_LENGTH));
+    vcpu_advance_fast(v, vmcs_read32(VMCS_EXIT_INSTRUCTION_LENGTH));
 }
 
 static uint64_t address_mask(unsigned size_code)

@@ -6,10 +6,8 @@
 #include "kernel/string.h"
 #include "vmx/instructions.h"
 #include "vmx/msrs.h"
+#include "vmx/advance.h"
 #include "vmx/vcpu.h"
-
-#define RFLAGS_TF  (1u << 8)
-#define PENDING_BS (UINT64_C(1) << 14)
 
 uint64_t vcpu_rip(const struct vcpu *v)
 {
@@ -50,16 +48,7 @@ void vcpu_set_gpr(struct vcpu *v, unsigned reg, uint64_t value)
 
 void vcpu_advance(struct vcpu *v, unsigned length)
 {
-    uint64_t rip = vmcs_read(VMCS_GUEST_RIP) + length;
-    if (__builtin_expect(vcpu_code_size(v) != 8, 0))
-        rip &= 0xffffffffu;
-    vmcs_write(VMCS_GUEST_RIP, rip);
-    uint32_t blocking = vmcs_read32(VMCS_GUEST_INTERRUPTIBILITY);
-    if (__builtin_expect((blocking & (BLOCKING_STI | BLOCKING_MOV_SS)) != 0, 0))
-        vmcs_write(VMCS_GUEST_INTERRUPTIBILITY, blocking & ~(BLOCKING_STI | BLOCKING_MOV_SS));
-    // Single-stepping over an emulated instruction traps behind it.
-    if (__builtin_expect((vmcs_read(VMCS_GUEST_RFLAGS) & RFLAGS_TF) != 0, 0))
-        vmcs_write(VMCS_GUEST_PENDING_DEBUG, vmcs_read(VMCS_GUEST_PENDING_DEBUG) | PENDING_BS);
+    vcpu_advance_fast(v, length);
 }
 
 unsigned vcpu_cpl(const struct vcpu *v)

@@ -30,23 +30,19 @@ void vmx_nmi_before_entry(void)
         vmcs_write(VMCS_PREEMPTION_TIMER, 0);
 }
 
-static void set_preemption_timer(uint64_t now, uint64_t deadline)
-{
-    uint64_t ticks = deadline > now ? ((deadline - now) >> vmx_capability.preemption_shift) + 1 : 1;
-    vmcs_write(VMCS_PREEMPTION_TIMER, MIN(ticks, 0xffffffffu));
-}
-
 // Returns whether the guest ran. Interrupts are off.
-static bool enter(struct vcpu *v, struct cpu *cpu)
+static inline bool enter(struct vcpu *v, struct cpu *cpu, struct ept_cpu *e)
 {
-    ept_guest_begin(v->ept, cpu->index);
+    atomic_store_explicit(&e->in_guest, 1, memory_order_release);
+    atomic_thread_fence(memory_order_seq_cst);
+    ept_enter(v->ept, cpu->index);
     if (__builtin_expect(cpu->kicked != 0, 0)) {
-        ept_guest_end(cpu->index);
+        atomic_store_explicit(&e->in_guest, 0, memory_order_release);
         cpu->kicked = 0;
         return false;
     }
     int failed = vmx_enter(v->gpr, v->launched);
-    ept_guest_end(cpu->index);
+    atomic_store_explicit(&e->in_guest, 0, memory_order_release);
     if (__builtin_expect(failed != 0, 0)) {
         vcpu_crash(v, "VM entry failed (VM-instruction error %u)",
                    vmcs_read32(VMCS_INSTRUCTION_ERROR));
@@ -57,52 +53,76 @@ static bool enter(struct vcpu *v, struct cpu *cpu)
     return true;
 }
 
-// One entry and its exit.
-static enum vcpu_result step(struct vcpu *v, struct cpu *cpu)
+// What the exit says; the handler of its reason.
+static inline enum vcpu_result leave(struct vcpu *v)
 {
-    if (!enter(v, cpu))
-        return VCPU_RESUME;
     uint32_t reason = vmcs_read32(VMCS_EXIT_REASON);
     uint32_t vectoring = vmcs_read32(VMCS_IDT_VECTORING_INFO);
-    unsigned index = reason & 0xffffu;
-    if (index < EXIT_REASONS) {
-        // Only this CPU writes; readers see whole values.
-        uint64_t count = atomic_load_explicit(&v->exits[index], memory_order_relaxed);
-        atomic_store_explicit(&v->exits[index], count + 1, memory_order_relaxed);
-    }
     if (__builtin_expect((vectoring & INFO_VALID) != 0 && (reason & ENTRY_FAILURE) == 0, 0))
         vcpu_save_interrupted_event(v, vectoring);
-    return vcpu_handle_exit(v, reason);
+    unsigned index = reason & 0xffffu;
+    if (__builtin_expect(index >= EXIT_REASONS, 0))
+        return vcpu_exit_unknown(v);
+    // Only this CPU writes the count; readers see whole values.
+    uint64_t count = atomic_load_explicit(&v->exits[index], memory_order_relaxed);
+    atomic_store_explicit(&v->exits[index], count + 1, memory_order_relaxed);
+    return vcpu_exit_handlers[index].handle(v);
+}
+
+// The way that is not taken at every entry: timers, the end of the slice, requests, events. Returns
+// true when the run ends with *next.
+static bool look_around(struct vcpu *v, uint64_t now, enum sched_next *next)
+{
+    atomic_store_explicit(&this_cpu()->last_alive, now, memory_order_relaxed);
+    uint32_t recheck = atomic_exchange(&v->recheck, 0);
+    if (now >= v->next_timer) {
+        vcpu_set_timer(v, MAX(v->ops->run_timers(v, now), now + 1));
+        recheck |= atomic_exchange(&v->recheck, 0);
+    }
+    if (v->stop != 0) {
+        v->recheck = 1;
+        v->entity.wake_deadline = UINT64_MAX;
+        *next = SCHED_SLEEP;
+        return true;
+    }
+    if (now >= v->until || sched_must_yield(cpu_index())) {
+        v->recheck |= recheck;
+        *next = SCHED_AGAIN;
+        return true;
+    }
+    if (recheck != 0)
+        vcpu_prepare_events(v);
+    if (v->halted) {
+        v->recheck = 1; // when it wakes up
+        v->entity.wake_deadline = v->next_timer;
+        *next = SCHED_SLEEP;
+        return true;
+    }
+    return false;
 }
 
 static enum sched_next run_loop(struct vcpu *v, uint64_t until)
 {
     struct cpu *cpu = this_cpu();
+    struct ept_cpu *e = &ept_cpus[cpu->index];
+    enum sched_next next;
+    atomic_store_explicit(&e->current, v->ept, memory_order_relaxed);
+    v->recheck = 1; // so that the first pass looks around
+    v->until = until;
+    vcpu_set_timer(v, v->next_timer);
     for (;;) {
         uint64_t now = time_tsc();
-        cpu->last_alive = now;
-        if (__builtin_expect(now >= v->next_timer, 0))
-            v->next_timer = v->ops->run_timers(v, now);
-        if (__builtin_expect(v->stop != 0, 0)) {
-            v->entity.wake_deadline = UINT64_MAX;
-            return SCHED_SLEEP;
+        if (__builtin_expect(now >= v->deadline || v->recheck != 0, 0))
+            if (look_around(v, now, &next))
+                return next;
+        // A slice is short: the count fits 32 bits.
+        vmcs_write(VMCS_PREEMPTION_TIMER,
+                   ((v->deadline - now) >> vmx_capability.preemption_shift) + 1);
+        if (__builtin_expect(!enter(v, cpu, e), 0)) {
+            v->recheck = 1; // a kick: somebody wants something
+            continue;
         }
-        if (__builtin_expect(now >= until || sched_must_yield(cpu->index), 0))
-            return SCHED_AGAIN;
-        if (v->recheck != 0 || v->requeue_info != 0)
-            vcpu_prepare_events(v);
-        if (__builtin_expect(v->halted, 0)) {
-            v->entity.wake_deadline = v->next_timer;
-            return SCHED_SLEEP;
-        }
-        set_preemption_timer(now, MIN(until, v->next_timer));
-        switch (step(v, cpu)) {
-        case VCPU_RESUME:
-            break;
-        case VCPU_BLOCK: // the loop looks for events once more before it sleeps
-        case VCPU_STOP:
-            break;
-        case VCPU_WAIT:
+        if (__builtin_expect(leave(v) == VCPU_WAIT, 0)) {
             v->waiting_memory = true;
             v->ops->wait_memory(v, true);
             v->entity.wake_deadline = now + tsc_hz / 100;
@@ -157,6 +177,7 @@ void vcpu_notify(struct vcpu *v)
 void vcpu_request_stop(struct vcpu *v)
 {
     atomic_store_explicit(&v->stop, 1, memory_order_seq_cst);
+    atomic_store_explicit(&v->recheck, 1, memory_order_seq_cst);
     kick(v);
 }
 

@@ -21,8 +21,7 @@ enum vcpu_register { REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_R
 
 enum vcpu_result {
     VCPU_RESUME, // go on in the guest
-    VCPU_BLOCK,  // HLT: sleep until an event
-    VCPU_STOP,   // do not run again before vcpu_allow_run: paused, crashed, reset, powered off
+    VCPU_STOP,   // v->stop was set: crashed
     VCPU_WAIT,   // no memory: try again later, the instruction was not executed
 };
 
@@ -85,10 +84,12 @@ struct vcpu {
     uint64_t xcr0;
 
     // Set by anyone, read before each entry.
-    _Atomic uint32_t recheck; // interrupts, NMIs or INIT may have become pending
+    _Atomic uint32_t recheck; // look around: an event may be pending, stop was set, a HLT came
     _Atomic uint32_t stop;    // leave the guest and report VCPU_STOP
 
     uint64_t next_timer; // host TSC of the next device timer
+    uint64_t until;      // end of the slice
+    uint64_t deadline;   // the earlier of the two
     uint64_t tsc_offset; // guest TSC - host TSC: the VM's clock plus TSC_ADJUST
     uint64_t tsc_adjust;
     uint32_t primary; // primary controls as in the VMCS
@@ -143,6 +144,12 @@ void vcpu_notify(struct vcpu *v);
 void vcpu_request_stop(struct vcpu *v);
 bool vcpu_is_out(const struct vcpu *v);
 void vcpu_allow_run(struct vcpu *v);
+// The next device timer is due at host TSC `deadline`.
+static inline void vcpu_set_timer(struct vcpu *v, uint64_t deadline)
+{
+    v->next_timer = deadline;
+    v->deadline = deadline < v->until ? deadline : v->until;
+}
 
 // --- For the rooms above, on the CPU that runs the vCPU ---
 

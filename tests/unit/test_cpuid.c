@@ -174,7 +174,7 @@ static void test_features(void **state)
     check_features(&(struct expected){
         .one_ecx = 0xf7fa3203,
         .one_edx = 0x0f8bfbff,
-        .seven_ebx = 0xf1bd27eb,
+        .seven_ebx = 0xf1bf27eb,
         .seven_ecx = 0x00405f46,
         .seven_edx = 0x20000410,
         .ext1_ecx = 0x121,
@@ -196,7 +196,7 @@ static void test_features(void **state)
     check_features(&(struct expected){
         .one_ecx = 0xf7fa3203,
         .one_edx = 0x0f8bfbff,
-        .seven_ebx = 0xd19d27eb,
+        .seven_ebx = 0xd19f27eb,
         .seven_ecx = 0,
         .seven_edx = 0x20000400,
         .ext1_ecx = 0x121,
@@ -407,11 +407,9 @@ static void test_extended(void **state)
     assert_int_equal(get(0x80000007u, 0).eax | get(0x80000007u, 0).ebx | get(0x80000007u, 0).ecx,
                      0);
     // EPT of four levels translates 48 bits; without LA57 the linear width is 48, too.
-    static const uint32_t sizes[][2] = {{0x3034, 0x3030},
-                                        {0x3934, 0x3030},
-                                        {0x3930, 0x3030},
-                                        {0x3027, 0x3027},
-                                        {0x00303934, 0x3030}};
+    static const uint32_t sizes[][2] = {{0x3034, 0x3030},     {0x3934, 0x3030},
+                                        {0x3930, 0x3030},     {0x3027, 0x3027},
+                                        {0x00303934, 0x3030}, {0x00303027, 0x3027}};
     for (unsigned i = 0; i < ARRAY_SIZE(sizes); i++) {
         everything();
         machine.ext8 = (struct cpuid_leaf){sizes[i][0], ~0u, ~0u, ~0u};

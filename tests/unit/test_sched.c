@@ -23,15 +23,16 @@
 #include "kernel/time.h"
 #include "kernel/watchdog.h"
 
-#define CPUS      4u
-#define OUTSIDER  CPUS // the CPU in whose name the tests act; the scheduler does not run on it
-#define STACK     (256 * KIB)
-#define US        UINT64_C(1000) // the clock ticks in ns
-#define MS        (1000 * US)
-#define SLICE     (10 * MS)
-#define NEVER     UINT64_MAX
-#define HAND_OVER (200 * US) // from one CPU to another
-#define TOLERANCE (20 * US)  // each look at the clock costs a tick
+#define CPUS        4u
+#define OUTSIDER    CPUS // the CPU in whose name the tests act; the scheduler does not run on it
+#define STACK       (256 * KIB)
+#define US          UINT64_C(1000) // the clock ticks in ns
+#define MS          (1000 * US)
+#define SLICE       (10 * MS)
+#define NEVER       UINT64_MAX
+#define NO_DEADLINE (UINT64_MAX - 1) // sleeps without saying until when
+#define HAND_OVER   (200 * US)       // from one CPU to another
+#define TOLERANCE   (20 * US)        // each look at the clock costs a tick
 
 // --- The machine ---
 
@@ -67,6 +68,8 @@ static void halt(void)
     struct sim_cpu *s = &sim[cpu_index()];
     s->state = SIM_HALTED;
     s->until = s->armed;
+    s->nmi =
+        false; // one that came before is handled, and ends no halt; an interrupt waited for STI
     to_simulator();
     s->state = SIM_BUSY;
 }
@@ -220,7 +223,8 @@ static enum sched_next run_actor(struct sched_entity *e, uint64_t until)
     }
     a->left = a->burst;
     a->slept = true;
-    e->wake_deadline = a->pause == NEVER ? NEVER : fake_tsc + a->pause;
+    if (a->pause != NO_DEADLINE)
+        e->wake_deadline = a->pause == NEVER ? NEVER : fake_tsc + a->pause;
     return SCHED_SLEEP;
 }
 
@@ -552,8 +556,11 @@ static void wake_victim(void)
     sched_wake(&victim->e);
 }
 
+static uint64_t woken_at;
+
 static void victim_is_woken(void)
 {
+    woken_at = fake_tsc;
     elsewhere(wake_victim);
 }
 
@@ -600,6 +607,14 @@ static void test_wake_while_running(void **state)
 }
 
 // With a deadline beside the wake-up: the deadline is not kept for the next sleep.
+static void wake_and_forget(struct actor *a)
+{
+    if (a->runs == 1)
+        lock_hook = victim_is_woken;
+    else
+        a->pause = NO_DEADLINE;
+}
+
 static void test_wake_clears_deadline(void **state)
 {
     (void)state;
@@ -608,16 +623,16 @@ static void test_wake_clears_deadline(void **state)
     sched_wake(&victim->e);
     simulate(5 * MS);
     assert_int_equal(victim->runs, 1);
-    victim->pause = NEVER;
+    victim->pause = NO_DEADLINE;
     sched_wake(&victim->e);
     simulate(100 * MS);
     assert_int_equal(victim->runs, 2);
-    // The same when it was awake already.
-    victim->script = wake_in_run;
+    // The same when the wake-up came before it slept.
+    victim->script = wake_and_forget;
     victim->runs = 0;
     victim->pause = 20 * MS;
     sched_wake(&victim->e);
-    simulate(MS);
+    simulate(100 * MS);
     assert_int_equal(victim->runs, 2);
     finish();
 }
@@ -647,13 +662,14 @@ static void test_wake_before_halt(void **state)
         h->pause = NEVER; // from now on only the hook wakes anybody
         if (place == 2) {
             simulate(2 * MS + 150 * US); // it is zeroing frames
-            sched_wake(&victim->e);
+            victim_is_woken();
         }
         simulate(20 * MS);
         assert_null(idle_hook);
         assert_null(arm_hook);
         assert_int_equal(victim->runs, 1);
-        assert_true(victim->started < before + 4 * MS);
+        assert_true(woken_at > before);
+        assert_near(victim->started, woken_at, HAND_OVER);
         finish();
     }
 }
@@ -757,6 +773,62 @@ static void test_affinity(void **state)
     assert_near(a->e.run_ticks, 500 * MS, SLICE);
     assert_near(b->e.run_ticks, 500 * MS, SLICE);
     assert_near(c->e.run_ticks, 1000 * MS, SLICE);
+    finish();
+}
+
+// A new mask holds from the next turn on.
+static void test_affinity_changes(void **state)
+{
+    (void)state;
+    start(2);
+    struct actor *a[4];
+    for (unsigned i = 0; i < 4; i++) {
+        a[i] = actor(NEVER, 0);
+        a[i]->e.cpu_mask = i < 1 ? 1 : 2;
+        sched_wake(&a[i]->e);
+    }
+    simulate(200 * MS);
+    struct actor *moved = a[1];
+    while (moved->e.state != SCHED_RUNNABLE)
+        moved = moved == a[3] ? a[1] : moved + 1;
+    assert_int_equal(moved->e.last_cpu, 1);
+    sched_set_affinity(&moved->e, 1);
+    uint64_t before = moved->e.run_ticks;
+    simulate(500 * MS);
+    assert_int_equal(moved->e.last_cpu, 0);
+    assert_true(moved->e.run_ticks - before > 200 * MS);
+    // Also one that runs, at once, and one that sleeps.
+    assert_true(a[0]->inside || moved->inside);
+    struct actor *here = a[0]->inside ? a[0] : moved;
+    sched_set_affinity(&here->e, 2);
+    simulate(HAND_OVER);
+    assert_false(here->inside && here->e.cpu == 0);
+    struct actor *asleep = actor(MS, NEVER);
+    sched_set_affinity(&asleep->e, 2);
+    simulate(MS);
+    assert_int_equal(asleep->runs, 0);
+    sched_wake(&asleep->e);
+    simulate(50 * MS);
+    assert_true(asleep->runs != 0);
+    assert_int_equal(asleep->e.last_cpu, 1);
+    finish();
+}
+
+// Who is driven from its CPU by one that may run only there finds the idle one.
+static void test_displaced(void **state)
+{
+    (void)state;
+    start(2);
+    struct actor *free_one = actor(NEVER, 0), *bound = actor(NEVER, 0);
+    bound->e.cpu_mask = 1;
+    sched_wake(&free_one->e);
+    simulate(50 * MS);
+    bound->e.cpu_mask = UINT64_C(1) << free_one->e.last_cpu;
+    sched_wake(&bound->e);
+    uint64_t one = free_one->e.run_ticks, two = bound->e.run_ticks;
+    simulate(100 * MS);
+    assert_near(free_one->e.run_ticks - one, 100 * MS, SLICE);
+    assert_near(bound->e.run_ticks - two, 100 * MS, SLICE);
     finish();
 }
 
@@ -964,6 +1036,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_past_deadline),
         cmocka_unit_test(test_due_together),
         cmocka_unit_test(test_affinity),
+        cmocka_unit_test(test_affinity_changes),
+        cmocka_unit_test(test_displaced),
         cmocka_unit_test(test_affinity_does_not_starve),
         cmocka_unit_test(test_remove),
         cmocka_unit_test(test_exit),

@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// vcpu_advance() for the exit handlers, inline: it ends almost every one of them.
+#pragma once
+
+#include "vmx/instructions.h"
+#include "vmx/vcpu.h"
+
+#define RFLAGS_TF  (1u << 8)
+#define PENDING_BS (UINT64_C(1) << 14)
+
+static inline void vcpu_advance_fast(struct vcpu *v, unsigned length)
+{
+    uint64_t rip = vmcs_read(VMCS_GUEST_RIP) + length;
+    // Outside 64-bit code RIP wraps at 32 bits.
+    if (__builtin_expect((uint32_t)rip < length, 0) && vcpu_code_size(v) != 8)
+        rip &= 0xffffffffu;
+    vmcs_write(VMCS_GUEST_RIP, rip);
+    uint32_t blocking = vmcs_read32(VMCS_GUEST_INTERRUPTIBILITY);
+    if (__builtin_expect((blocking & (BLOCKING_STI | BLOCKING_MOV_SS)) != 0, 0))
+        vmcs_write(VMCS_GUEST_INTERRUPTIBILITY, blocking & ~(BLOCKING_STI | BLOCKING_MOV_SS));
+    // Single-stepping over an emulated instruction traps behind it.
+    if (__builtin_expect((vmcs_read(VMCS_GUEST_RFLAGS) & RFLAGS_TF) != 0, 0))
+        vmcs_write(VMCS_GUEST_PENDING_DEBUG, vmcs_read(VMCS_GUEST_PENDING_DEBUG) | PENDING_BS);
+}
