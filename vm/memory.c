@@ -234,12 +234,18 @@ static enum ept_fault_result memory_fault(void *owner, const struct ept_fault *f
         return EPT_FAULT_EMULATE; // nobody claims it: the write vanishes
     }
     if (fault->leaf.present) {
-        if (fault->fetch && ept_fetch_needs_split(&fault->leaf))
+        // Under the lock, because a promotion may have the page read-only for a moment.
+        ept_lock_gfn(&vm->ept, gfn);
+        struct ept_leaf leaf = ept_lookup(&vm->ept, gfn);
+        ept_unlock_gfn(&vm->ept, gfn);
+        if (!leaf.present) // gone meanwhile: the next fault says so
+            return EPT_FAULT_RETRY;
+        if (fault->fetch && ept_fetch_needs_split(&leaf))
             return split_for_fetch(vm, gfn);
         // Allowed by now: another CPU was faster, or the TLB was behind.
         unsigned needed = (fault->read ? EPT_READ : 0u) | (fault->write ? EPT_WRITE : 0u) |
                           (fault->fetch ? EPT_EXECUTE : 0u);
-        return (fault->leaf.permissions & needed) == needed ? EPT_FAULT_RETRY : EPT_FAULT_UNHANDLED;
+        return (leaf.permissions & needed) == needed ? EPT_FAULT_RETRY : EPT_FAULT_UNHANDLED;
     }
     unsigned permissions = area == VM_AREA_ROM ? EPT_READ | EPT_EXECUTE : EPT_RWX;
     return populate(vm, gfn, permissions) == 0 ? EPT_FAULT_RETRY : EPT_FAULT_WAIT;

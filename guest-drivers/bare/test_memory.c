@@ -157,7 +157,10 @@ static void test_global_pages(uint64_t a, uint64_t b)
     check(*at == *word(a), *at);
     window_set(1, b | PTE_PRESENT | PTE_GLOBAL);
     write_cr4(cr4 & ~UINT64_C(0x80)); // flushes global entries, too
-    check(*at == *word(b), *at);
+    uint64_t got = *at, wanted = *word(b);
+    check(got == wanted, got);
+    if (got != wanted)
+        report("global got=%lx wanted=%lx again=%lx direct=%lx", got, wanted, *at, *word(b));
     write_cr4(cr4);
 }
 
