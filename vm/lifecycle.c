@@ -228,61 +228,62 @@ static void power_off(struct vm *vm, enum vm_state state)
     vm_memory_destroy(vm);
 }
 
-int vm_start(const char *name, char *why)
+// Runs `operation` on the VM called `name`, which nobody else touches meanwhile.
+static int with_vm(const char *name, char *why, int (*operation)(struct vm *vm, char *why))
 {
     struct vm *vm = vm_acquire(name);
     if (vm == NULL)
         return no_such(why, name);
-    int status = 0;
+    int status = operation(vm, why);
+    vm_release(vm);
+    return status;
+}
+
+static int not_running(const struct vm *vm, char *why)
+{
+    return fail(why, E_BUSY, "%s does not run: it is %s", vm->config.name,
+                vm_state_name(vm->state));
+}
+
+static int start(struct vm *vm, char *why)
+{
+    const char *name = vm->config.name;
     if (vm->state == VM_RUNNING)
-        status = fail(why, E_BUSY, "%s runs already", name);
-    else if (vm->state == VM_PAUSED)
-        status = fail(why, E_BUSY, "%s is paused; use `vm resume %s`", name, name);
-    else {
-        power_off(vm, VM_STOPPED); // what a crashed VM left for inspection
-        status = power_on(vm, why);
-        if (status == 0)
-            run(vm);
-    }
-    vm_release(vm);
+        return fail(why, E_BUSY, "%s runs already", name);
+    if (vm->state == VM_PAUSED)
+        return fail(why, E_BUSY, "%s is paused; use `vm resume %s`", name, name);
+    power_off(vm, VM_STOPPED); // what a crashed VM left for inspection
+    int status = power_on(vm, why);
+    if (status == 0)
+        run(vm);
     return status;
 }
 
-int vm_pause(const char *name, char *why)
+static int pause(struct vm *vm, char *why)
 {
-    struct vm *vm = vm_acquire(name);
-    if (vm == NULL)
-        return no_such(why, name);
-    int status = 0;
-    if (vm->state != VM_RUNNING) {
-        status = fail(why, E_BUSY, "%s does not run: it is %s", name, vm_state_name(vm->state));
-    } else {
-        freeze(vm);
-        vm->state = VM_PAUSED;
-    }
-    vm_release(vm);
-    return status;
+    if (vm->state != VM_RUNNING)
+        return not_running(vm, why);
+    freeze(vm);
+    vm->state = VM_PAUSED;
+    return 0;
 }
 
-int vm_resume(const char *name, char *why)
+static int resume(struct vm *vm, char *why)
 {
-    struct vm *vm = vm_acquire(name);
-    if (vm == NULL)
-        return no_such(why, name);
-    int status = 0;
     if (vm->state != VM_PAUSED)
-        status = fail(why, E_BUSY, "%s is not paused: it is %s", name, vm_state_name(vm->state));
-    else if (vm->request != VM_REQUEST_NONE)
+        return fail(why, E_BUSY, "%s is not paused: it is %s", vm->config.name,
+                    vm_state_name(vm->state));
+    if (vm->request != VM_REQUEST_NONE)
         vm->state = VM_RUNNING; // what it asked for before the pause is done first
     else
         run(vm);
-    vm_release(vm);
-    return status;
+    return 0;
 }
 
 // A VM that was paused begins anew paused.
-static int reset(struct vm *vm, char *why, bool paused)
+static int restart(struct vm *vm, char *why)
 {
+    bool paused = vm->state == VM_PAUSED;
     power_off(vm, VM_STOPPED);
     int status = power_on(vm, why);
     if (status != 0)
@@ -294,50 +295,61 @@ static int reset(struct vm *vm, char *why, bool paused)
     return 0;
 }
 
+static int reset(struct vm *vm, char *why)
+{
+    const char *name = vm->config.name;
+    if (vm->state == VM_STOPPED)
+        return fail(why, E_BUSY, "%s is stopped; use `vm start %s`", name, name);
+    return restart(vm, why);
+}
+
+static int press_power_button(struct vm *vm, char *why)
+{
+    if (vm->state != VM_RUNNING)
+        return not_running(vm, why);
+    spin_lock(&vm->device_lock);
+    vm_platform->press_power_button(vm);
+    spin_unlock(&vm->device_lock);
+    vcpu_notify(&vm->vcpu);
+    return 0;
+}
+
+static int stop(struct vm *vm, char *why)
+{
+    if (vm->state == VM_STOPPED)
+        return fail(why, E_BUSY, "%s is stopped already", vm->config.name);
+    power_off(vm, VM_STOPPED);
+    return 0;
+}
+
+int vm_start(const char *name, char *why)
+{
+    return with_vm(name, why, start);
+}
+
+int vm_pause(const char *name, char *why)
+{
+    return with_vm(name, why, pause);
+}
+
+int vm_resume(const char *name, char *why)
+{
+    return with_vm(name, why, resume);
+}
+
 int vm_reset(const char *name, char *why)
 {
-    struct vm *vm = vm_acquire(name);
-    if (vm == NULL)
-        return no_such(why, name);
-    int status = 0;
-    if (vm->state == VM_STOPPED)
-        status = fail(why, E_BUSY, "%s is stopped; use `vm start %s`", name, name);
-    else
-        status = reset(vm, why, vm->state == VM_PAUSED);
-    vm_release(vm);
-    return status;
+    return with_vm(name, why, reset);
 }
 
 int vm_shutdown(const char *name, char *why)
 {
-    struct vm *vm = vm_acquire(name);
-    if (vm == NULL)
-        return no_such(why, name);
-    int status = 0;
-    if (vm->state != VM_RUNNING) {
-        status = fail(why, E_BUSY, "%s does not run: it is %s", name, vm_state_name(vm->state));
-    } else {
-        spin_lock(&vm->device_lock);
-        vm_platform->press_power_button(vm);
-        spin_unlock(&vm->device_lock);
-        vcpu_notify(&vm->vcpu);
-    }
-    vm_release(vm);
-    return status;
+    return with_vm(name, why, press_power_button);
 }
 
 int vm_stop(const char *name, char *why)
 {
-    struct vm *vm = vm_acquire(name);
-    if (vm == NULL)
-        return no_such(why, name);
-    int status = 0;
-    if (vm->state == VM_STOPPED)
-        status = fail(why, E_BUSY, "%s is stopped already", name);
-    else
-        power_off(vm, VM_STOPPED);
-    vm_release(vm);
-    return status;
+    return with_vm(name, why, stop);
 }
 
 int vm_destroy(const char *name, char *why)
@@ -383,7 +395,7 @@ static void serve(struct vm *vm)
         return; // it was stopped meanwhile
     switch (request) {
     case VM_REQUEST_RESET:
-        if (reset(vm, why, vm->state == VM_PAUSED) == 0) {
+        if (restart(vm, why) == 0) {
             vm_event("VM %s reset by the guest", vm->config.name);
         } else {
             vm->state = VM_CRASHED;

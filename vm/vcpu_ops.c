@@ -10,9 +10,9 @@ static struct vm *vm_of(struct vcpu *v)
     return v->vm;
 }
 
-// A device call may have moved the next deadline.
-void vm_update_timer(struct vm *vm)
+void vm_arm_timer(struct vm *vm)
 {
+    vm->armed = vm->timers.earliest;
     vcpu_set_timer(&vm->vcpu, vclock_to_host(&vm->clock, vm->timers.earliest));
 }
 
@@ -33,7 +33,9 @@ static void pio_out(struct vcpu *v, uint16_t port, unsigned size, uint32_t value
     bus_pio_out(&vm->bus, port, size, value);
     vm_update_timer(vm);
     spin_unlock(&vm->device_lock);
-    v->recheck = 1; // an end of interrupt or a mask may let the next one through
+    // An end of interrupt or a mask may let the next one through; everything else says so itself.
+    if ((port & ~0x81u) == 0x20) // 20h, 21h, a0h, a1h: the PICs
+        v->recheck = 1;
 }
 
 static int read_msr(struct vcpu *v, uint32_t msr, uint64_t *value)
@@ -77,7 +79,8 @@ static void set_cr8(struct vcpu *v, uint64_t value)
 static enum vcpu_result mmio(struct vcpu *v, gpa_t address, bool write)
 {
     enum vcpu_result result = vm_platform->mmio(vm_of(v), v, address, write);
-    v->recheck = 1;
+    if (write)
+        v->recheck = 1;
     return result;
 }
 
@@ -104,7 +107,8 @@ static uint64_t run_timers(struct vcpu *v, uint64_t host_now)
     struct vm *vm = vm_of(v);
     spin_lock(&vm->device_lock);
     vtimer_run(&vm->timers, host_now + vm->clock.offset);
-    uint64_t next = vclock_to_host(&vm->clock, vm->timers.earliest);
+    vm->armed = vm->timers.earliest;
+    uint64_t next = vclock_to_host(&vm->clock, vm->armed);
     spin_unlock(&vm->device_lock);
     return next;
 }
@@ -118,7 +122,7 @@ static void wait_memory(struct vcpu *v, bool begin)
     } else {
         vclock_thaw(&vm->clock);
         v->tsc_offset = vm->clock.offset + v->tsc_adjust;
-        vm_update_timer(vm);
+        vm_arm_timer(vm);
     }
     spin_unlock(&vm->device_lock);
 }

@@ -53,6 +53,7 @@ struct vm {
     struct bus bus;
     struct vclock clock;
     struct vtimer_queue timers;
+    uint64_t armed; // the value of timers.earliest that the vCPU knows
     void *platform; // the devices' own
 };
 
@@ -94,4 +95,10 @@ void vm_memory_destroy(struct vm *vm); // fiber: yields; no vCPU runs
 
 // vm/vcpu_ops.c
 extern const struct vcpu_ops vm_vcpu_ops;
-void vm_update_timer(struct vm *vm); // device_lock held: the vCPU learns of a changed deadline
+void vm_arm_timer(struct vm *vm); // device_lock held: tells the vCPU the next deadline
+// After a device call, device_lock held: the same when it has moved.
+static inline void vm_update_timer(struct vm *vm)
+{
+    if (__builtin_expect(vm->timers.earliest != vm->armed, 0))
+        vm_arm_timer(vm);
+}

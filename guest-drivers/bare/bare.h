@@ -51,6 +51,7 @@ void memory_init(const uint8_t *boot_params);
 void paging_init(void);
 // Sets the window's entry and flushes nothing. Returns the address.
 volatile uint64_t *window_set(unsigned index, uint64_t pte);
+uint64_t window_get(unsigned index);
 
 // --- interrupts.c ---
 struct frame {

@@ -70,6 +70,11 @@ void paging_init(void)
     write_cr0(read_cr0() | 1u << 16); // WP
 }
 
+uint64_t window_get(unsigned index)
+{
+    return *(volatile uint64_t *)&window_pt[index];
+}
+
 volatile uint64_t *window_set(unsigned index, uint64_t pte)
 {
     *(volatile uint64_t *)&window_pt[index] = pte;

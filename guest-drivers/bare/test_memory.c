@@ -160,7 +160,8 @@ static void test_global_pages(uint64_t a, uint64_t b)
     uint64_t got = *at, wanted = *word(b);
     check(got == wanted, got);
     if (got != wanted)
-        report("global got=%lx wanted=%lx again=%lx direct=%lx", got, wanted, *at, *word(b));
+        report("global got=%lx wanted=%lx again=%lx direct=%lx pte=%lx a=%lx b=%lx", got, wanted,
+               *at, *word(b), window_get(1), a, b);
     write_cr4(cr4);
 }
 
