@@ -2,9 +2,10 @@
 // Formatted text, the subset of printf that kernel/format.h lists.
 #include "kernel/format.h"
 
-#include <limits.h>
 #include <stdbool.h>
 #include <stdint.h>
+
+#define INT_MAX __INT_MAX__ // <limits.h> would need a C library's
 
 struct output {
     char *buffer;

@@ -50,7 +50,7 @@ _Static_assert(sizeof(struct frame) == 32, "the frame table costs 32 bytes per 4
 
 enum frame_flags {
     FRAME_ZEROED = 1u << 0,  // the caller needs it zero-filled
-    FRAME_RESERVE = 1u << 1, // may take from the reserve (EPT tables, splits)
+    FRAME_RESERVE = 1u << 1, // may take from the reserve (EPT tables, splits, Fusor's own)
 };
 
 struct frames_snapshot {

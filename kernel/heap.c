@@ -94,7 +94,7 @@ void heap_init(void)
 static bool add_slab(unsigned c)
 {
     hfn_t n;
-    if (frame_alloc(FRAME_FUSOR, 0, 0, NULL, &n) != 0)
+    if (frame_alloc(FRAME_FUSOR, 0, FRAME_RESERVE, NULL, &n) != 0)
         return false;
     struct frame *f = frame_of(n);
     f->flags = HEAP_SLAB;
@@ -157,7 +157,8 @@ static void *alloc_run(size_t size)
     while (order < FRAME_MAX_ORDER && UINT64_C(1) << order < pages)
         order++;
     hfn_t n;
-    if (UINT64_C(1) << order < pages || frame_alloc(FRAME_FUSOR, order, 0, NULL, &n) != 0)
+    if (UINT64_C(1) << order < pages ||
+        frame_alloc(FRAME_FUSOR, order, FRAME_RESERVE, NULL, &n) != 0)
         return NULL;
     // What the power of two is too much goes back at once.
     free_frames(n.raw + pages, (UINT64_C(1) << order) - pages);

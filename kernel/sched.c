@@ -127,6 +127,7 @@ static void make_runnable(struct sched_entity *e, uint64_t now)
 {
     list_remove(&e->link);
     e->state = SCHED_RUNNABLE;
+    e->sleep_ticks += now - e->since;
     e->since = now;
     e->wake_deadline = UINT64_MAX;
     // A sleeper does not save up time: it may be ahead of the others by one slice at most.
@@ -154,6 +155,14 @@ static bool ask_to_yield(int cpu)
         return false;
     }
     return true;
+}
+
+void sched_skip_sleep(struct sched_entity *e)
+{
+    spin_lock(&sched_lock);
+    if (e->state == SCHED_BLOCKED)
+        e->since = time_tsc();
+    spin_unlock(&sched_lock);
 }
 
 void sched_set_affinity(struct sched_entity *e, uint64_t cpu_mask)

@@ -30,6 +30,7 @@ struct sched_entity {
     uint64_t virtual_time;
     uint64_t run_ticks;     // sum of time on a CPU
     uint64_t wait_ticks;    // sum of time runnable without a CPU
+    uint64_t sleep_ticks;   // sum of time blocked, but for what sched_skip_sleep leaves out
     uint64_t since;         // TSC of the last state change
     uint64_t wake_deadline; // TSC, UINT64_MAX for none
     // Runs the entity on this CPU until `until` (TSC) or until it has nothing to do. Interrupts are
@@ -45,6 +46,8 @@ void sched_add(struct sched_entity *e);
 // Takes it away for good; it must be blocked or dead by its owner's doing. Returns E_BUSY while it
 // runs.
 int sched_remove(struct sched_entity *e);
+// The time it has been blocked up to now does not count as sleep (a VM that was stopped).
+void sched_skip_sleep(struct sched_entity *e);
 // Changes where it may run, at once.
 void sched_set_affinity(struct sched_entity *e, uint64_t cpu_mask);
 // Makes a blocked entity runnable. If it is running now it will not block before running again.

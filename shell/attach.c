@@ -3,6 +3,7 @@
 #include "shell/attach.h"
 
 #include "kernel/error.h"
+#include "kernel/sched.h"
 #include "kernel/string.h"
 #include "shell/console_internal.h"
 #include "shell/events.h"
@@ -90,7 +91,9 @@ int attach(struct command_context *c, const char *name)
             console_print_events();
             a.at_line_start = true;
         }
-        if (!moved && !a.detach)
+        if (moved)
+            fiber_yield(); // a UART without a line's speed must not keep the CPU here
+        else if (!a.detach)
             console_sleep_us(QUIET_US);
     }
     if (!a.at_line_start)

@@ -4,6 +4,7 @@
 
 #include "ept/ept.h"
 #include "kernel/error.h"
+#include "kernel/sched.h"
 #include "kernel/files.h"
 #include "kernel/frames.h"
 #include "kernel/log.h"
@@ -154,14 +155,18 @@ static void follow(struct command_context *c)
     char line[LOG_LINE_MAX];
     uint64_t next = log_end();
     command_print(c, "following the log, any key ends it\n");
-    while (terminal_getc(TERMINAL_RAW) < 0) {
+    int key;
+    while ((key = terminal_getc(TERMINAL_RAW)) < 0) {
         bool any = console_print_events();
         // Looks for the key between lines too: a log that never pauses must not hold the console.
-        if (log_read(&next, LOG_DEBUG, line, sizeof(line)))
+        if (log_read(&next, LOG_DEBUG, line, sizeof(line))) {
             command_print(c, "%s\n", line);
-        else if (!any)
+            fiber_yield();
+        } else if (!any)
             console_sleep_us(FOLLOW_US);
     }
+    if (key == '\r')
+        terminal_swallow_lf();
 }
 
 static int run_log(struct command_context *c, int argc, char **argv)

@@ -122,6 +122,7 @@ static int run_show(struct command_context *c, int argc, char **argv)
     command_print(c, "shootdowns: %llu\n", (unsigned long long)info.shootdowns);
     command_print(c, "run-ticks: %llu\n", (unsigned long long)info.run_ticks);
     command_print(c, "wait-ticks: %llu\n", (unsigned long long)info.wait_ticks);
+    command_print(c, "steal-ticks: %llu\n", (unsigned long long)info.steal_ticks);
     command_print(c, "unknown-msrs: %llu\n", (unsigned long long)info.unknown_msrs);
     command_print(c, "unclaimed-io: %llu\n", (unsigned long long)info.unclaimed_io);
     command_print(c, "rom-writes: %llu\n", (unsigned long long)info.rom_writes);

@@ -73,7 +73,7 @@ static int set_reserve(const struct config_attempt *a)
     uint64_t bytes = 0;
     int error = config_set_size(a, &bytes);
     if (error == 0)
-        error = config_check_machine_has(a, bytes);
+        error = config_check_machine_has(a, bytes, 4); // the rest is for the guests
     if (error == 0)
         host_of(a)->reserve = bytes;
     return error;

@@ -22,7 +22,7 @@ static int set_memory(const struct config_attempt *a)
     if (error == 0 && bytes < VM_MEMORY_MIN)
         error = config_expected(a, E_RANGE, "at least 1M");
     if (error == 0)
-        error = config_check_machine_has(a, bytes);
+        error = config_check_machine_has(a, bytes, 1);
     if (error == 0)
         vm_of(a)->memory = bytes;
     return error;
@@ -169,6 +169,9 @@ static int set_affinity(const struct config_attempt *a)
             return config_expected(a, E_FORMAT, what);
         if (first > last || last >= cpu_count || last >= MAX_CPUS)
             return config_expected(a, E_RANGE, what);
+        for (uint64_t cpu = first; cpu <= last; cpu++)
+            if (cpus[cpu].online == 0)
+                return config_expected(a, E_RANGE, "CPUs that came up, see `host`");
         for (uint64_t cpu = first; cpu <= last; cpu++)
             mask |= UINT64_C(1) << cpu;
         if (*at == '\0')

@@ -172,7 +172,7 @@ int config_set_path(const struct config_attempt *a, char path[VM_PATH_MAX])
     config_clean(shown, sizeof(shown), a->value);
     int error = files_find(a->value, &data, &size);
     if (error == E_NOENT) {
-        format_text(a->message, CONFIG_MESSAGE_MAX, "%s: %s was not loaded at boot", a->key, shown);
+        format_text(a->message, CONFIG_MESSAGE_MAX, "%s was not loaded at boot", shown);
         return error;
     }
     if (error < 0) {
@@ -191,13 +191,18 @@ static uint64_t machine_bytes(void)
     return frames.total << PAGE_SHIFT;
 }
 
-int config_check_machine_has(const struct config_attempt *a, uint64_t bytes)
+int config_check_machine_has(const struct config_attempt *a, uint64_t bytes, unsigned part)
 {
     char what[80];
-    if (bytes <= machine_bytes())
+    uint64_t most = machine_bytes() / part;
+    if (bytes <= most)
         return 0;
-    format_text(what, sizeof(what), "at most the %lluK of this machine",
-                (unsigned long long)(machine_bytes() / KIB));
+    if (part == 1)
+        format_text(what, sizeof(what), "at most the %lluK of this machine",
+                    (unsigned long long)(most / KIB));
+    else
+        format_text(what, sizeof(what), "at most %lluK, 1/%u of this machine's memory",
+                    (unsigned long long)(most / KIB), part);
     return config_expected(a, E_RANGE, what);
 }
 

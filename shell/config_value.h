@@ -42,8 +42,8 @@ int config_set_number(const struct config_attempt *a, uint64_t low, uint64_t hig
 int config_set_switch(const struct config_attempt *a, bool *on);
 int config_set_path(const struct config_attempt *a, char path[VM_PATH_MAX]); // a loaded file
 
-// Refuses sizes that this machine can never back.
-int config_check_machine_has(const struct config_attempt *a, uint64_t bytes);
+// Refuses sizes above 1/part of the memory of this machine.
+int config_check_machine_has(const struct config_attempt *a, uint64_t bytes, unsigned part);
 
 // Compares a path of the boot stage, which need not be terminated, with one of the config by the
 // rules of FAT, as files_find() does. Returns what follows in `stored` where it begins with `path`:

@@ -41,8 +41,10 @@ enum line_result line_editor_feed(struct line_editor *e, uint8_t byte, struct li
         show(echo, '^', 'C', '\n');
         return LINE_CANCELLED;
     case CTRL_U:
+        // What was noise stays refused to its end: a stray byte must not make a command of the
+        // rest.
         echo->erase = e->length;
-        line_editor_reset(e);
+        e->length = 0;
         return LINE_MORE;
     case BACKSPACE:
     case DELETE:

@@ -31,5 +31,5 @@ struct line_echo {
 void line_editor_reset(struct line_editor *e);
 // Takes one byte. A line ends with '\n' (whoever feeds turns CR and CRLF into it). Backspace and
 // DEL take a character back, Ctrl-U the line, a tab counts as a space. A line that once had noise
-// or was too long stays so until it ends, or until Ctrl-U or Ctrl-C empties it.
+// or was too long stays so until it ends or Ctrl-C gives it up.
 enum line_result line_editor_feed(struct line_editor *e, uint8_t byte, struct line_echo *echo);

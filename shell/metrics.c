@@ -43,6 +43,7 @@ enum vm_metric {
     VM_CACHE,
     VM_CPU_RUN,
     VM_CPU_WAIT,
+    VM_CPU_STEAL,
     VM_SHOOTDOWNS,
     VM_LARGE_SPLIT,
     VM_LARGE_COLLAPSED,
@@ -61,6 +62,7 @@ const struct metric metrics_vm[METRICS_VM] = {
     [VM_CACHE] = {"Guest/RAM/Usage/Cache", METRIC_KB, false},
     [VM_CPU_RUN] = {"CPU/Run", METRIC_TICKS, true},
     [VM_CPU_WAIT] = {"CPU/Wait", METRIC_TICKS, true},
+    [VM_CPU_STEAL] = {"CPU/Steal", METRIC_TICKS, true},
     [VM_SHOOTDOWNS] = {"EPT/Shootdowns", METRIC_COUNT, true},
     [VM_LARGE_SPLIT] = {"EPT/LargeSplit", METRIC_COUNT, true},
     [VM_LARGE_COLLAPSED] = {"EPT/LargeCollapsed", METRIC_COUNT, true},
@@ -139,6 +141,9 @@ bool metric_vm_value(unsigned index, const struct vm_info *vm, uint64_t *value)
         return true;
     case VM_CPU_WAIT:
         *value = vm->wait_ticks;
+        return true;
+    case VM_CPU_STEAL:
+        *value = vm->steal_ticks;
         return true;
     case VM_SHOOTDOWNS:
         *value = vm->shootdowns;

@@ -16,7 +16,7 @@ struct metric {
 };
 
 #define METRICS_HOST    10u
-#define METRICS_VM      15u
+#define METRICS_VM      16u
 #define METRIC_NAME_MAX 96u
 
 extern const struct metric metrics_host[METRICS_HOST];

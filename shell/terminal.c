@@ -60,6 +60,11 @@ int terminal_getc(enum terminal_mode mode)
     return line_ended_by_cr ? '\n' : byte;
 }
 
+void terminal_swallow_lf(void)
+{
+    line_ended_by_cr = true;
+}
+
 bool terminal_has_input(void)
 {
     return atomic_load_explicit(&queue_in, memory_order_acquire) !=

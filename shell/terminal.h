@@ -18,6 +18,8 @@ size_t terminal_pump(void);
 
 // Next byte of input, or -1.
 int terminal_getc(enum terminal_mode mode);
+// A CR that was read raw ended something: its LF, if one comes, is left out.
+void terminal_swallow_lf(void);
 // True when terminal_getc may have something. (It may still be the LF that is left out.)
 bool terminal_has_input(void);
 // When `byte` is in the queue: drops everything up to and including it and returns true.

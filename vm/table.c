@@ -109,7 +109,8 @@ static void fill(struct vm_info *info, const struct vm *vm, uint64_t private_fra
     info->untouched = info->configured > used ? info->configured - used : 0;
     info->table_frames = vm->memory_present ? vm->ept.table_frames : 0;
     info->run_ticks = vm->vcpu.entity.run_ticks;
-    info->wait_ticks = vm->vcpu.entity.wait_ticks;
+    info->wait_ticks = vm->vcpu.entity.sleep_ticks;
+    info->steal_ticks = vm->vcpu.entity.wait_ticks;
     info->shootdowns = vm->ept.shootdowns;
     info->large_splits = vm->ept.large_splits;
     info->large_collapses = vm->ept.large_collapses;

@@ -189,6 +189,7 @@ bool vcpu_is_out(const struct vcpu *v)
 void vcpu_allow_run(struct vcpu *v)
 {
     v->next_timer = 0; // deadlines may have moved
+    sched_skip_sleep(&v->entity);
     atomic_store_explicit(&v->stop, 0, memory_order_seq_cst);
     sched_wake(&v->entity);
 }

@@ -57,7 +57,8 @@ static uint64_t new_table(void)
         return table;
     }
     hfn_t frame;
-    if (early_memory != NULL || frame_alloc(FRAME_FUSOR, 0, FRAME_ZEROED, NULL, &frame) != 0)
+    if (early_memory != NULL ||
+        frame_alloc(FRAME_FUSOR, 0, FRAME_ZEROED | FRAME_RESERVE, NULL, &frame) != 0)
         return 0;
     return hfn_to_hpa(frame).raw;
 }
@@ -293,7 +294,7 @@ void *paging_alloc_stack(unsigned pages)
     uint64_t size = PAGE_SIZE << order;
     hfn_t frame;
     if (pages == 0 || order > FRAME_MAX_ORDER ||
-        frame_alloc(FRAME_FUSOR, order, 0, NULL, &frame) != 0)
+        frame_alloc(FRAME_FUSOR, order, FRAME_RESERVE, NULL, &frame) != 0)
         return NULL;
     uint64_t physical = hfn_to_hpa(frame).raw;
     uint64_t address = STACK_BASE + 2 * physical + size;

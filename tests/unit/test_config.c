@@ -324,7 +324,7 @@ static void test_bad_values(void **state)
     expect_bad_value("boot = pvh", "boot: expected linux, pvh is not supported yet");
     expect_bad_value("boot = multiboot", "boot: expected linux, multiboot is not supported yet");
     expect_bad_value("boot = dos", "boot: expected linux, got \"dos\"");
-    expect_bad_value("initrd = \\nowhere", "initrd: \\nowhere was not loaded at boot");
+    expect_bad_value("initrd = \\nowhere", "\\nowhere was not loaded at boot");
     expect_bad_value("initrd = \\gone",
                      "initrd: expected a readable file, got \\gone: no such file "
                      "on the boot volume");
@@ -480,9 +480,9 @@ static void test_host(void **state)
     assert_false(got.host.overcommit);
     assert_true(got.host.auto_balloon);
     expect_error("[host]\nfiles = \\guests\\ext\n",
-                 "fusor.conf:2: files: \\guests\\ext was not loaded at boot\n");
-    expect_error("[host]\nreserve = 2G\n", "fusor.conf:2: reserve: expected at most the 1048576K "
-                                           "of this machine, got \"2G\"\n");
+                 "fusor.conf:2: \\guests\\ext was not loaded at boot\n");
+    expect_error("[host]\nreserve = 2G\n", "fusor.conf:2: reserve: expected at most 262144K, "
+                                           "1/4 of this machine's memory, got \"2G\"\n");
     expect_error("[host]\nmemory = 2G\n", "fusor.conf:2: unknown key \"memory\", expected one of: "
                                           "console reserve overcommit auto-balloon files\n");
     expect_error(

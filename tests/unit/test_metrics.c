@@ -97,7 +97,7 @@ static void test_four_fields(void **state)
     (void)state;
     three_vms();
     ask("metrics");
-    assert_int_equal(line_count, 10 + 3 * (15 + 3));
+    assert_int_equal(line_count, 10 + 3 * (16 + 3));
     for (unsigned i = 0; i < line_count; i++) {
         char fields[4][128];
         char rest;
@@ -181,7 +181,7 @@ static void test_filters(void **state)
     ask("metrics host RAM/VMM/F*");
     assert_int_equal(line_count, 3);
     ask("metrics beta CPU/*");
-    assert_int_equal(line_count, 2);
+    assert_int_equal(line_count, 3);
     ask("metrics * */Shared");
     assert_int_equal(line_count, 4);
     ask("metrics nobody");
@@ -205,7 +205,7 @@ static void test_json(void **state)
     ask("metrics --json");
     assert_string_equal(lines[0], "[");
     assert_string_equal(lines[line_count - 1], "]");
-    assert_int_equal(line_count, 2 + 10 + 3 * (15 + 3));
+    assert_int_equal(line_count, 2 + 10 + 3 * (16 + 3));
     for (unsigned i = 1; i + 1 < line_count; i++) {
         char object[64], metric[128], number[32], unit[16];
         char end[4] = "";
@@ -257,9 +257,9 @@ static void test_prometheus(void **state)
             3);
         assert_string_equal(name, family);
     }
-    // 10 of the host, 11 that are known of VMs, one for all exits.
-    assert_int_equal(families, 22);
-    assert_int_equal(line_count, 22 + 10 + 3 * (11 + 3));
+    // 10 of the host, 12 that are known of VMs, one for all exits.
+    assert_int_equal(families, 23);
+    assert_int_equal(line_count, 23 + 10 + 3 * (12 + 3));
     ask("metrics --prometheus host RAM/VMM/Total");
     assert_int_equal(line_count, 2);
     assert_string_equal(lines[0], "# TYPE fusor_ram_vmm_total_bytes gauge");
