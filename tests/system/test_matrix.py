@@ -11,7 +11,7 @@ CONFIG = "[host]\nfiles = \\guests\n"
     ("corei7_haswell_4770", 4), ("corei7_haswell_4770", 8), ("corei7_skylake_x", 2),
     ("corei7_icelake_u", 1), ("corei7_icelake_u", 2), ("corei3_cnl", 1), ("broadwell_ult", 2),
     ("corei5_arrandale_m520", 1)])
-def test_model(full, bochs, tmp_path, cpu, cpus):
+def test_model(bochs, tmp_path, cpu, cpus):
     image = fusor.make_image(str(tmp_path / "m.img"), CONFIG, [("guests/bare.bin", fusor.BARE)])
     m = fusor.Machine(image, memory=1024, cpus=cpus, cpu=cpu)
     try:
