@@ -41,9 +41,14 @@ void sched_set_console_poll(void (*poll)(void))
     console_poll = poll;
 }
 
+static uint64_t slice_ticks(void)
+{
+    return tsc_hz / 1000 * SLICE_MS;
+}
+
 uint64_t sched_max_run_ticks(void)
 {
-    return cpu_index() == 0 ? tsc_hz / 1000000 * CONSOLE_SLICE_US : tsc_hz / 1000 * SLICE_MS;
+    return cpu_index() == 0 ? tsc_hz / 1000000 * CONSOLE_SLICE_US : slice_ticks();
 }
 
 bool sched_must_yield(uint32_t cpu)
@@ -65,11 +70,6 @@ void sched_entity_init(struct sched_entity *e, const char *name,
         .name = name,
     };
     list_init(&e->link);
-}
-
-static uint64_t slice_ticks(void)
-{
-    return tsc_hz / 1000 * SLICE_MS;
 }
 
 // Lock held. What the CPU that is furthest behind among those allowed has reached.
@@ -221,8 +221,8 @@ static uint64_t wake_due(uint64_t now)
     return next;
 }
 
-// Lock held. The runnable entity furthest behind that may run here; within one console slice of
-// that, one that ran here last is preferred for its warm caches.
+// Lock held. The runnable entity furthest behind that may run here; within half a slice of that,
+// one that ran here last is preferred for its warm caches.
 static struct sched_entity *pick(uint32_t cpu)
 {
     struct sched_entity *best = NULL;
@@ -240,7 +240,7 @@ static struct sched_entity *pick(uint32_t cpu)
             floors[cpu] = MAX(floors[cpu], floors[i]);
         return NULL;
     }
-    uint64_t near = best->virtual_time + tsc_hz / 1000 * SLICE_MS / 2;
+    uint64_t near = best->virtual_time + slice_ticks() / 2;
     floors[cpu] = MAX(floors[cpu], best->virtual_time);
     if (best->last_cpu == (int)cpu)
         return best;

@@ -117,6 +117,7 @@ static int run_show(struct command_context *c, int argc, char **argv)
     command_print(c, "untouched: %llu kB\n", kib(info.untouched));
     command_print(c, "ept-tables: %llu kB\n", kib(info.table_frames));
     command_print(c, "large-leaves: %llu\n", (unsigned long long)info.large_leaves);
+    command_print(c, "promotions: %llu\n", (unsigned long long)info.promotions);
     command_print(c, "large-splits: %llu\n", (unsigned long long)info.large_splits);
     command_print(c, "large-collapses: %llu\n", (unsigned long long)info.large_collapses);
     command_print(c, "shootdowns: %llu\n", (unsigned long long)info.shootdowns);

@@ -115,6 +115,7 @@ static void fill(struct vm_info *info, const struct vm *vm, uint64_t private_fra
     info->large_splits = vm->ept.large_splits;
     info->large_collapses = vm->ept.large_collapses;
     info->large_leaves = vm->memory_present ? vm->ept.large_leaves : 0;
+    info->promotions = vm->promotions;
     info->unknown_msrs = vm->vcpu.unknown_msrs;
     info->unclaimed_io = vm->bus.unclaimed;
     info->rom_writes = vm->rom_writes;

@@ -26,7 +26,7 @@ struct vm_info {
     uint64_t configured, private_frames, shared, balloon, untouched;
     uint64_t table_frames;
     uint64_t run_ticks, wait_ticks, steal_ticks; // on a CPU, halted, runnable without a CPU
-    uint64_t shootdowns, large_splits, large_collapses, large_leaves;
+    uint64_t shootdowns, large_splits, large_collapses, large_leaves, promotions;
     uint64_t unknown_msrs, unclaimed_io, rom_writes;
     char crash[VM_WHY_MAX]; // why it crashed, empty else
 };

@@ -137,7 +137,6 @@ const char *vmx_read_capability(struct vmx_capability *c)
     read_ept(&missing);
     if (missing != NULL)
         return missing;
-    c->vpid = true;
     c->preemption_shift = cpu_read_msr(MSR_VMX_MISC) & 0x1f;
     c->cr0_fixed0 = cpu_read_msr(MSR_VMX_CR0_FIXED0);
     c->cr0_fixed1 = cpu_read_msr(MSR_VMX_CR0_FIXED1);

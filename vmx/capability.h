@@ -9,7 +9,6 @@ struct vmx_capability {
     uint32_t pin, primary, secondary, exit, entry;
     uint64_t cr0_fixed0, cr0_fixed1, cr4_fixed0, cr4_fixed1;
     unsigned preemption_shift; // the timer counts TSC >> shift
-    bool vpid;
     bool xsave;
     uint64_t xcr0; // all the machine has
     uint32_t xsave_bytes;

@@ -77,7 +77,6 @@ struct vcpu {
     uint32_t id; // number in the VM, LAPIC id
     uint16_t vpid;
     bool launched;
-    bool msr_loaded;
     int vmcs_cpu; // CPU whose TLB may hold entries of this VPID, -1: none yet
     hpa_t vmcs;
     void *fpu; // XSAVE area
@@ -103,7 +102,6 @@ struct vcpu {
     bool waiting_memory; // the last exit could not be finished for lack of a frame
     bool halted;
 
-    uint64_t cr0_shadow_fixed; // bits of CR0 that the guest may not clear
     uint64_t lazy_msr[LAZY_MSRS];
     uint64_t debug[4];
     uint64_t dr6;

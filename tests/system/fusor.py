@@ -16,13 +16,13 @@ PROMPT = "fusor> "
 BARE = os.path.join(BUILD, "guest", "bare.bin")
 
 
-def make_image(path, config, files=(), extra=()):
+def make_image(path, config, files=()):
     """Writes a bootable image with `config` as fusor.conf; files are (destination, source)."""
     conf = path + ".conf"
     with open(conf, "w", encoding="ascii", newline="") as f:
         f.write(config)
     command = [os.path.join(ROOT, "tools", "mkimage"), "--config", conf]
-    for destination, source in list(files) + list(extra):
+    for destination, source in files:
         command += ["--add", f"{destination}={source}"]
     subprocess.run(command + [path], check=True, cwd=ROOT)
     return path

@@ -111,7 +111,7 @@ def test_own_memory_is_small(machine):
     m = machine.metrics()
     own = m["host", "RAM/VMM/Fusor"] - m["host", "RAM/VMM/Files"]
     print("own memory", own, "kB")
-    assert own < 512 * 1024 * 0.02 + 3000
+    assert own < m["host", "RAM/VMM/Total"] * 0.02
 
 
 def test_help_and_errors(machine):
@@ -194,7 +194,9 @@ def test_touch_promotes(machine):
     machine.ok("vm start bare")
     machine.wait_state("bare", "stopped", 300)
     lines = machine.replay("bare")
+    promotions = [x for x in machine.command("vm show bare") if x.startswith("promotions: ")]
     machine.ok("vm destroy bare")
+    assert int(promotions[0].split()[1]) >= len([x for x in values(lines, "touch") if "range" in x]) > 0
     assert any("errors=0" in x for x in lines), lines
     single = values(lines, "touch")[0]
     assert int(single["avg"]) <= 1000
@@ -271,5 +273,3 @@ def test_exit_costs(machine):
     assert set(costs) >= {"cpuid", "vmcall", "rdmsr_tsc_adjust", "in_pic"}
     for op in ("cpuid", "vmcall", "rdmsr_tsc_adjust"):
         assert costs[op] < 300, costs  # the aim is 150, `make bench` shows it; this catches accidents
-    counts = machine.command("exits good")
-    assert counts is not None
