@@ -10,7 +10,7 @@ BUILD   := build
 CC      := gcc
 NASM    := nasm
 PYTHON  := /usr/bin/python3
-ROOMS   := kernel kernel/x86 ept vmx vm devices shell
+ROOMS   := kernel kernel/x86 ept vmx vm devices fusion hypercall shell
 
 WARNINGS := -Wall -Wextra -Wconversion -Wshadow -Werror -Wstrict-prototypes -Wmissing-prototypes
 INCLUDES := -I.
@@ -32,6 +32,9 @@ kernel: $(BUILD)/kernel.elf
 $(BUILD)/obj/%.o: %.c
 	@mkdir -p $(@D)
 	$(CC) $(KERNEL_CFLAGS) -c $< -o $@
+
+# Files of this name hold what runs between simd_begin and simd_end, and nothing else.
+$(BUILD)/obj/%/simd_avx2.o: KERNEL_CFLAGS := $(filter-out -mgeneral-regs-only,$(KERNEL_CFLAGS)) -mavx2
 
 $(BUILD)/obj/%.asm.o: %.asm
 	@mkdir -p $(@D)

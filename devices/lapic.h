@@ -93,5 +93,9 @@ void lapic_deliver(struct lapic *l, const struct apic_message *message);
 bool lapic_matches(const struct lapic *l, const struct apic_message *message);
 // The same with the shorthand; `from` is the index given to ops->send.
 bool lapic_receives(const struct lapic *l, unsigned from, const struct apic_message *message);
+// For the choice of a lowest-priority interrupt's receiver: whether it would take a fixed
+// interrupt, and its processor priority.
+bool lapic_takes_fixed(const struct lapic *l);
+uint32_t lapic_ppr(const struct lapic *l);
 uint64_t lapic_get_cr8(const struct lapic *l);
 void lapic_set_cr8(struct lapic *l, uint64_t value);

@@ -28,7 +28,6 @@ enum lapic_timer_mode { TIMER_ONE_SHOT, TIMER_PERIODIC, TIMER_DEADLINE, TIMER_RE
 // --- lapic_interrupt.c ---
 void lapic_update_pending(struct lapic *l);
 void lapic_clear_interrupts(struct lapic *l);
-uint32_t lapic_ppr(const struct lapic *l);
 void lapic_eoi(struct lapic *l);
 // Logs an error for the next write of ESR and raises the error interrupt.
 void lapic_error(struct lapic *l, uint32_t bit);

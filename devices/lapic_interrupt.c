@@ -189,6 +189,11 @@ void lapic_deliver(struct lapic *l, const struct apic_message *message)
     }
 }
 
+bool lapic_takes_fixed(const struct lapic *l)
+{
+    return lapic_enabled(l) && lapic_software_enabled(l);
+}
+
 // Logical destinations, SDM 11.6.2.2 (flat and cluster) and 11.12.10 (x2APIC).
 static bool matches_logical(const struct lapic *l, uint32_t destination)
 {
@@ -251,6 +256,11 @@ void lapic_send(struct lapic *l)
         .delivery = (enum apic_delivery)(low >> 8 & 7),
         .shorthand = low >> ICR_SHORTHAND_SHIFT & 3,
     };
+    // "Self" and "all" are for fixed interrupts (table 11-3); a lowest-priority one to all is as
+    // one with the destination "all" there, and Linux has sent such.
+    bool to_self = message.shorthand == 1 || message.shorthand == 2;
+    if (to_self && message.delivery != APIC_FIXED && message.delivery != APIC_LOWEST)
+        return;
     switch (message.delivery) {
     case APIC_FIXED:
     case APIC_LOWEST:

@@ -11,6 +11,7 @@
 
 struct access {
     struct vm *vm;
+    struct vcpu *v;
     gpa_t address;
 };
 
@@ -18,8 +19,9 @@ static uint64_t load(void *context, unsigned size)
 {
     struct access *a = context;
     spin_lock(&a->vm->device_lock);
+    a->vm->accessor = a->v;
     uint64_t value = bus_mmio_load(&a->vm->bus, a->address, size);
-    vm_update_timer(a->vm);
+    vm_update_timer(a->vm, a->v);
     spin_unlock(&a->vm->device_lock);
     return value;
 }
@@ -28,8 +30,9 @@ static void store(void *context, unsigned size, uint64_t value)
 {
     struct access *a = context;
     spin_lock(&a->vm->device_lock);
+    a->vm->accessor = a->v;
     bus_mmio_store(&a->vm->bus, a->address, size, value);
-    vm_update_timer(a->vm);
+    vm_update_timer(a->vm, a->v);
     spin_unlock(&a->vm->device_lock);
 }
 
@@ -88,7 +91,7 @@ enum vcpu_result mmio_execute(struct vm *vm, struct vcpu *v, gpa_t address, bool
     r.gpr[REG_RSP] = vcpu_gpr(v, REG_RSP);
     r.rflags = vcpu_rflags(v);
     uint64_t rflags = r.rflags;
-    struct access a = {vm, address};
+    struct access a = {vm, v, address};
     uint64_t rsp = r.gpr[REG_RSP];
     status = emulate_mmio(&d, &r, &a, load, store);
     for (unsigned i = 0; i < 16; i++)

@@ -2,7 +2,8 @@
 // The guest's PC: puts the device models together and onto the VM's bus (design section 8).
 //
 // ISA interrupts go to the PIC and to the IOAPIC at once, as on a board; the guest masks what it
-// does not use. IRQ 0 is IOAPIC input 2 (the MADT says so).
+// does not use. IRQ 0 is IOAPIC input 2 (the MADT says so). The PIC's INTR is
+// wired to LINT0 of vCPU 0 alone.
 #include "devices/platform.h"
 
 #include "devices/mmio.h"
@@ -17,7 +18,7 @@ static void set_irq(struct platform *p, unsigned irq, bool level)
     pic_set_irq(&p->pic, irq, level);
     ioapic_set_irq(&p->ioapic, irq == 0 ? 2 : irq, level);
     if (level && pic_pending(&p->pic))
-        vcpu_notify(&p->vm->vcpu);
+        vcpu_notify(p->vm->vcpus[0]);
 }
 
 static void set_pit_irq(void *context, bool level)
@@ -51,25 +52,65 @@ static void power_request(void *context, enum power_request request)
         vm_ask(p->vm, VM_REQUEST_OFF);
         break;
     case POWER_DEBUG_EXIT:
-        p->vm->exit_code = p->power.debug_code;
+        if (p->vm->request == VM_REQUEST_NONE) // what came first counts
+            p->vm->exit_code = p->power.debug_code;
         vm_ask(p->vm, VM_REQUEST_EXIT);
         break;
     }
 }
 
-// One vCPU: every message has one possible receiver.
+// Lowest priority: the receiver whose processor priority is lowest gets it; of several the next one
+// after who had the last (SDM vol. 3, 11.6.2.4, leaves the choice open).
+static void deliver_lowest(struct platform *p, uint32_t receivers,
+                           const struct apic_message *message)
+{
+    uint32_t count = p->vm->vcpu_count;
+    uint32_t best = count, least = UINT32_MAX;
+    for (uint32_t k = 1; k <= count; k++) {
+        uint32_t i = (p->last_lowest + k) % count;
+        if ((receivers >> i & 1) == 0 || !lapic_takes_fixed(&p->lapic[i]))
+            continue;
+        uint32_t priority = lapic_ppr(&p->lapic[i]);
+        if (priority < least) {
+            least = priority;
+            best = i;
+        }
+    }
+    if (best == count)
+        return;
+    p->last_lowest = best;
+    lapic_deliver(&p->lapic[best], message);
+}
+
+// `receivers`: a bit per LAPIC.
+static void deliver_to(struct platform *p, uint32_t receivers, const struct apic_message *message)
+{
+    if (message->delivery == APIC_LOWEST) {
+        deliver_lowest(p, receivers, message);
+        return;
+    }
+    for (; receivers != 0; receivers &= receivers - 1)
+        lapic_deliver(&p->lapic[__builtin_ctz(receivers)], message);
+}
+
+// From the IOAPIC.
 static void deliver(void *context, const struct apic_message *message)
 {
     struct platform *p = context;
-    if (lapic_matches(&p->lapic, message))
-        lapic_deliver(&p->lapic, message);
+    uint32_t receivers = 0;
+    for (unsigned i = 0; i < p->vm->vcpu_count; i++)
+        receivers |= (uint32_t)lapic_matches(&p->lapic[i], message) << i;
+    deliver_to(p, receivers, message);
 }
 
+// From a LAPIC.
 static void send(void *context, unsigned from, const struct apic_message *message)
 {
     struct platform *p = context;
-    if (lapic_receives(&p->lapic, from, message))
-        lapic_deliver(&p->lapic, message);
+    uint32_t receivers = 0;
+    for (unsigned i = 0; i < p->vm->vcpu_count; i++)
+        receivers |= (uint32_t)lapic_receives(&p->lapic[i], from, message) << i;
+    deliver_to(p, receivers, message);
 }
 
 static void end_of_interrupt(void *context, uint8_t vector)
@@ -81,33 +122,40 @@ static void end_of_interrupt(void *context, uint8_t vector)
 static void changed(void *context, unsigned id)
 {
     struct platform *p = context;
-    (void)id;
-    if (p->lapic.init_pending) { // INIT for the only CPU restarts the machine
-        p->lapic.init_pending = false;
+    struct lapic *l = &p->lapic[id];
+    if (l->init_pending && id == 0) {
+        // The bootstrap processor does not wait after an INIT but runs the firmware (SDM vol. 3,
+        // 9.4.4), which restarts the machine.
+        l->init_pending = false;
         vm_ask(p->vm, VM_REQUEST_RESET);
-        return;
+    } else if (l->init_pending || l->startup_pending) {
+        vcpu_notify_startup(p->vm->vcpus[id]);
+    } else {
+        vcpu_notify(p->vm->vcpus[id]);
     }
-    vcpu_notify(&p->vm->vcpu);
 }
 
 static const struct lapic_ops lapic_ops = {
     .send = send, .eoi = end_of_interrupt, .changed = changed};
 
+// Every LAPIC has its page at the same address: it is that of the vCPU that looks.
 static uint64_t lapic_load(void *device, uint64_t offset, unsigned size)
 {
     struct platform *p = device;
+    struct lapic *l = p->vm->accessor->lapic;
     (void)size;
-    if (!lapic_enabled(&p->lapic) || lapic_x2apic(&p->lapic))
+    if (!lapic_enabled(l) || lapic_x2apic(l))
         return UINT64_MAX;
-    return lapic_mmio_read(&p->lapic, (uint32_t)offset);
+    return lapic_mmio_read(l, (uint32_t)offset);
 }
 
 static void lapic_store(void *device, uint64_t offset, unsigned size, uint64_t value)
 {
     struct platform *p = device;
+    struct lapic *l = p->vm->accessor->lapic;
     (void)size;
-    if (lapic_enabled(&p->lapic) && !lapic_x2apic(&p->lapic))
-        lapic_mmio_write(&p->lapic, (uint32_t)offset, (uint32_t)value);
+    if (lapic_enabled(l) && !lapic_x2apic(l))
+        lapic_mmio_write(l, (uint32_t)offset, (uint32_t)value);
 }
 
 static int register_all(struct platform *p)
@@ -137,10 +185,12 @@ static int create(struct vm *vm)
     p->vm = vm;
     pic_init(&p->pic);
     ioapic_init(&p->ioapic, deliver, p);
-    lapic_init(&p->lapic, 0, &vm->clock, &vm->timers, &lapic_ops, p);
-    pit_init(&p->pit, &vm->clock, &vm->timers, set_pit_irq, p);
+    for (unsigned i = 0; i < VM_CPUS_MAX; i++)
+        lapic_init(&p->lapic[i], i, &vm->clock, &vm->timers[i].queue, &lapic_ops, p);
+    struct vtimer_queue *timers = &vm->timers[0].queue;
+    pit_init(&p->pit, &vm->clock, timers, set_pit_irq, p);
     p->wall_at_zero = time_wall_seconds();
-    rtc_init(&p->rtc, p->wall_at_zero, &vm->clock, &vm->timers, set_rtc_irq, p);
+    rtc_init(&p->rtc, p->wall_at_zero, &vm->clock, timers, set_rtc_irq, p);
     uart_init(&p->uart, set_uart_irq, p);
     power_control_init(&p->power, &vm->clock, set_sci, power_request, p);
     int status = register_all(p);
@@ -163,8 +213,12 @@ static void reset(struct vm *vm)
     struct platform *p = vm->platform;
     pic_init(&p->pic);
     ioapic_init(&p->ioapic, deliver, p);
-    lapic_reset(&p->lapic);
-    lapic_virtual_wire(&p->lapic);
+    for (unsigned i = 0; i < VM_CPUS_MAX; i++)
+        lapic_reset(&p->lapic[i]);
+    for (unsigned i = 0; i < vm->vcpu_count; i++)
+        vm->vcpus[i]->lapic = &p->lapic[i];
+    lapic_virtual_wire(&p->lapic[0]);
+    p->last_lowest = 0;
     pit_reset(&p->pit);
     // The guest's TSC starts at 0 again, but its clock goes on, with what the guest set it to.
     uint64_t wall = time_wall_seconds();
@@ -180,54 +234,69 @@ static void reset(struct vm *vm)
 static int interrupt(struct vm *vm, struct vcpu *v, bool accept)
 {
     struct platform *p = vm->platform;
-    (void)v;
-    int vector = lapic_pending(&p->lapic);
+    struct lapic *l = v->lapic;
+    int vector = lapic_pending(l);
     if (vector >= 0) {
         if (accept)
-            lapic_accept(&p->lapic, (uint8_t)vector);
+            lapic_accept(l, (uint8_t)vector);
         return vector;
     }
-    if (!pic_pending(&p->pic) || !lapic_passes_extint(&p->lapic))
+    if (v->id != 0 || !pic_pending(&p->pic) || !lapic_passes_extint(l))
         return -1;
     return accept ? pic_acknowledge(&p->pic) : 0;
 }
 
 static bool take_nmi(struct vm *vm, struct vcpu *v, bool accept)
 {
-    struct platform *p = vm->platform;
-    (void)v;
-    bool pending = p->lapic.nmi_pending;
+    struct lapic *l = v->lapic;
+    (void)vm;
+    bool pending = l->nmi_pending;
     if (accept)
-        p->lapic.nmi_pending = false;
+        l->nmi_pending = false;
     return pending;
+}
+
+static unsigned take_startup(struct vm *vm, struct vcpu *v, uint8_t *vector)
+{
+    struct lapic *l = v->lapic;
+    (void)vm;
+    unsigned got = 0;
+    if (l->init_pending) {
+        lapic_reset_by_init(l);
+        got |= VCPU_GOT_INIT;
+    }
+    if (l->startup_pending) {
+        l->startup_pending = false;
+        if (v->parked || got != 0) { // else it is ignored (SDM vol. 3, 9.4.4)
+            *vector = l->startup_vector;
+            got |= VCPU_GOT_STARTUP;
+        }
+    }
+    return got;
 }
 
 static int read_msr(struct vm *vm, struct vcpu *v, uint32_t msr, uint64_t *value)
 {
-    struct platform *p = vm->platform;
-    (void)v;
-    return lapic_read_msr(&p->lapic, msr, value);
+    (void)vm;
+    return lapic_read_msr(v->lapic, msr, value);
 }
 
 static int write_msr(struct vm *vm, struct vcpu *v, uint32_t msr, uint64_t value)
 {
-    struct platform *p = vm->platform;
-    (void)v;
-    return lapic_write_msr(&p->lapic, msr, value);
+    (void)vm;
+    return lapic_write_msr(v->lapic, msr, value);
 }
 
 static uint64_t get_cr8(struct vm *vm, struct vcpu *v)
 {
-    struct platform *p = vm->platform;
-    (void)v;
-    return lapic_get_cr8(&p->lapic);
+    (void)vm;
+    return lapic_get_cr8(v->lapic);
 }
 
 static void set_cr8(struct vm *vm, struct vcpu *v, uint64_t value)
 {
-    struct platform *p = vm->platform;
-    (void)v;
-    lapic_set_cr8(&p->lapic, value);
+    (void)vm;
+    lapic_set_cr8(v->lapic, value);
 }
 
 static void press_power_button(struct vm *vm)
@@ -254,6 +323,7 @@ static const struct vm_platform_ops ops = {
     .reset = reset,
     .interrupt = interrupt,
     .take_nmi = take_nmi,
+    .take_startup = take_startup,
     .read_msr = read_msr,
     .write_msr = write_msr,
     .get_cr8 = get_cr8,

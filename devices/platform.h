@@ -15,7 +15,8 @@ struct platform {
     struct vm *vm;
     struct pic pic;
     struct ioapic ioapic;
-    struct lapic lapic;
+    struct lapic lapic[VM_CPUS_MAX]; // those below vm->vcpu_count exist
+    uint32_t last_lowest;            // who got the last lowest-priority interrupt
     struct pit pit;
     struct rtc rtc;
     uint64_t wall_at_zero; // the machine's wall clock when the guest's TSC was 0

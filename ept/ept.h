@@ -125,6 +125,12 @@ int ept_map(struct ept *ept, gfn_t gfn, hfn_t frame, enum ept_level level, unsig
 int ept_replace(struct ept *ept, gfn_t gfn, hfn_t frame, enum ept_level level, unsigned permissions,
                 enum ept_kind kind, struct ept_leaf *old);
 
+// The short way of ept_replace for what expects to know the leaf: changes the 4 KiB leaf at gfn
+// (lock held) if it maps `frame` with `kind`, else E_AGAIN without effect. `to`, `permissions` and
+// `to_kind` are what ept_replace would accept. A/D flags as there.
+int ept_change(struct ept *ept, gfn_t gfn, hfn_t frame, enum ept_kind kind, hfn_t to,
+               unsigned permissions, enum ept_kind to_kind);
+
 // Removes the leaf that covers gfn, of whatever level (lock held); returns the old one with its
 // last dirty flag. The caller shoots down, then frees. E_NOENT when nothing is present.
 int ept_unmap(struct ept *ept, gfn_t gfn, struct ept_leaf *old);

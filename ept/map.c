@@ -116,6 +116,28 @@ int ept_replace(struct ept *ept, gfn_t gfn, hfn_t frame, enum ept_level level, u
     return 0;
 }
 
+int ept_change(struct ept *ept, gfn_t gfn, hfn_t frame, enum ept_kind kind, hfn_t to,
+               unsigned permissions, enum ept_kind to_kind)
+{
+    struct ept_slot slot;
+    if (gfn.raw >= EPT_GFN_LIMIT || !ept_find_table(ept, gfn, &slot))
+        return E_AGAIN;
+    slot = ept_small_slot(&slot, gfn);
+    uint64_t fresh = ept_encode(to.raw, EPT_4K, permissions, to_kind);
+    for (;;) {
+        struct arch_ept_leaf now = arch_ept_leaf(slot.value, EPT_4K);
+        if (!arch_ept_present(slot.value, EPT_4K) || now.frame != frame.raw ||
+            (now.kind & EPT_KIND_MASK) != (unsigned)kind)
+            return E_AGAIN;
+        uint64_t value = fresh;
+        if (frame.raw == to.raw)
+            value = arch_ept_set_accessed_dirty(value, EPT_4K, now.accessed, now.dirty);
+        if (ept_slot_change(&slot, value))
+            return 0;
+        slot.value = ept_read(slot.entry); // the CPU set a flag
+    }
+}
+
 int ept_unmap(struct ept *ept, gfn_t gfn, struct ept_leaf *old)
 {
     if (gfn.raw >= EPT_GFN_LIMIT)

@@ -8,6 +8,7 @@
 #include "kernel/string.h"
 
 struct frames frames;
+struct frame *frame_records;
 struct frame_cpu frame_cpus[MAX_CPUS];
 
 static uint64_t frames_below(hpa_t end)
@@ -26,6 +27,7 @@ void frames_init(struct frame *table, hpa_t end)
     memset(&frames, 0, sizeof(frames));
     memset(frame_cpus, 0, sizeof(frame_cpus));
     frames.table = table;
+    frame_records = table;
     frames.limit = frames_below(end);
     spin_init(&frames.lock, "frames", RANK_FRAMES);
     frame_buddy_init();

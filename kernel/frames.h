@@ -71,6 +71,13 @@ void frames_count_files(uint64_t count);
 void frames_set_reserve(uint64_t count);
 uint64_t frames_reserve(void);
 
+// The record of a frame that is known to be Fusor's RAM, without a look.
+extern struct frame *frame_records;
+static inline struct frame *frame_at(hfn_t n)
+{
+    return &frame_records[n.raw];
+}
+
 // Returns the record of `n`, or NULL when `n` is not RAM that Fusor owns.
 struct frame *frame_of(hfn_t n);
 
@@ -81,6 +88,34 @@ int frame_alloc(enum frame_state state, unsigned order, unsigned flags,
 // Gives them back. State and account must be those of the allocation; frames of a block may also be
 // freed one by one (order 0).
 void frame_free(hfn_t first, unsigned order, struct frame_account *account);
+
+// --- Sharing, for fusion (kernel/frame_share.c) ---
+//
+// A shared frame counts the gfns that map it. While it is shared its `owner` and `gfn` are fusion's.
+// Each call is one accounting section; the callers hold the gfn locks of the mappings they change,
+// and the bucket lock of the frame where it says "last". Frames on their way out become FRAME_FUSOR:
+// after the shootdown they go with frame_free(f, 0, NULL).
+
+#define FRAME_COUNT_MAX (UINT32_MAX - 1)
+
+// A private frame of `account` becomes shared with one sharer.
+void frame_share(hfn_t f, struct frame_account *account);
+// One more gfn maps `shared`: that of `duplicate`, a private frame of `account`, which becomes
+// Fusor's. False without effect when the count is `limit` (at most FRAME_COUNT_MAX) already.
+bool frame_share_join(hfn_t shared, hfn_t duplicate, struct frame_account *account, uint32_t limit);
+// A gfn leaves `shared` for `fresh`, a frame in state FRAME_FUSOR that becomes private of `account`.
+// False without effect when it is the last sharer.
+bool frame_share_split(hfn_t shared, hfn_t fresh, struct frame_account *account);
+// A gfn that was unmapped leaves `shared`. False without effect when it is the last sharer.
+bool frame_share_leave(hfn_t shared, struct frame_account *account);
+// The last sharer's gfn keeps the frame: it becomes private. Count 1, bucket lock held.
+void frame_share_take_last(hfn_t shared, struct frame_account *account);
+// The last sharer's gfn was unmapped: the frame becomes Fusor's. Count 1, bucket lock held.
+void frame_share_end(hfn_t shared, struct frame_account *account);
+// A frame in state FRAME_FUSOR becomes private of `account`.
+void frame_adopt(hfn_t f, struct frame_account *account);
+// Ends the version of a private frame: whoever noted it will see that. Lock-free.
+void frame_end_version(hfn_t f);
 
 // Background work: zeroes a few free frames into the pool. Returns true when there is more to do.
 bool frames_zero_some(void);

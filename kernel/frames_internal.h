@@ -25,12 +25,13 @@
 #define FUSOR_DEBUG 0
 #endif
 
-#define FRAME_NIL        UINT32_MAX // no frame; frame numbers are 32 bits wide, 16 TiB
-#define FRAME_CACHE_MAX  48u        // frames in one stack of a cache
-#define FRAME_BATCH      32u        // moved at once between cache and buddy
-#define FRAME_ZERO_BATCH 16u        // zeroed by one call of frames_zero_some()
-#define FRAME_ZERO_MAX   1024u      // frames in the pool
-#define FRAME_POISON     0xdbu
+#define FRAME_NIL         UINT32_MAX // no frame; frame numbers are 32 bits wide, 16 TiB
+#define FRAME_CACHE_MAX   48u        // frames in one stack of a cache
+#define FRAME_BATCH       32u        // moved at once between cache and buddy
+#define FRAME_BATCH_ORDER 5u
+#define FRAME_ZERO_BATCH  16u   // zeroed by one call of frames_zero_some()
+#define FRAME_ZERO_MAX    1024u // frames in the pool
+#define FRAME_POISON      0xdbu
 
 // From this order on (2 MiB) a failure is an everyday event, because callers fall back to single
 // frames: the caches are collected for one in FRAME_LARGE_BACKOFF failures only.

@@ -14,5 +14,6 @@ KERNEL_OBJ += $(BUILD)/obj/font.o
 # The Makefile has read KERNEL_OBJ as prerequisites before this line; its recipes see the whole.
 $(BUILD)/kernel.elf: $(BUILD)/obj/font.o
 
-# This test compiles kernel/string.c in under other names; the object makes it follow changes.
+# These tests include the source that they test; the object makes them follow changes.
 $(BUILD)/unit/test_string: $(BUILD)/obj/kernel/string.o
+$(BUILD)/unit/test_simd: $(BUILD)/obj/kernel/x86/simd.o

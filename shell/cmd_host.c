@@ -3,6 +3,7 @@
 #include "shell/command.h"
 
 #include "ept/ept.h"
+#include "fusion/fusion.h"
 #include "kernel/error.h"
 #include "kernel/sched.h"
 #include "kernel/files.h"
@@ -19,16 +20,11 @@
 #include "shell/facts.h"
 #include "shell/metrics.h"
 #include "shell/terminal.h"
+#include "shell/units.h"
 #include "shell/version.h"
 
-#define LOG_LINE_MAX  256u
-#define FOLLOW_US     20000u
-#define KIB_PER_FRAME (PAGE_SIZE / KIB)
-
-static unsigned long long kib(uint64_t frames)
-{
-    return frames * KIB_PER_FRAME;
-}
+#define LOG_LINE_MAX 256u
+#define FOLLOW_US    20000u
 
 static void host_memory(struct command_context *c)
 {
@@ -55,6 +51,7 @@ static void host_engine(struct command_context *c)
                   e->invept_all ? "all" : "");
     command_print(c, "large-executable-pages: %s\n",
                   e->large_executable_safe ? "safe" : "split on fetch");
+    command_print(c, "fusion-engine: %s\n", fusion_engine());
 }
 
 static void host_files(struct command_context *c)

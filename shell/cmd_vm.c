@@ -2,25 +2,22 @@
 // Commands about VMs.
 #include "shell/command.h"
 
+#include "fusion/fusion.h"
 #include "kernel/error.h"
 #include "kernel/string.h"
 #include "shell/arguments.h"
 #include "shell/attach.h"
 #include "shell/config.h"
 #include "shell/facts.h"
+#include "shell/units.h"
+#include "shell/vm_show.h"
 #include "vm/vm.h"
 
-#define KIB_PER_FRAME (PAGE_SIZE / KIB)
-#define NAME_SHOWN    "%.40s"
+#define NAME_SHOWN "%.40s"
 
 // Too large for the console fiber's stack, which is the only one to use them.
 static struct vm_config draft;
 static struct vm_info info;
-
-static unsigned long long kib(uint64_t frames)
-{
-    return frames * KIB_PER_FRAME;
-}
 
 static int no_such_vm(struct command_context *c, const char *name)
 {
@@ -62,71 +59,23 @@ static int run_list(struct command_context *c, int argc, char **argv)
     return 0;
 }
 
-static const char *or_dash(const char *text)
+// Of the VM in `info`. Fusion need not know a VM that never ran: it will begin as its config says.
+static void get_fusion(struct fusion_info *fusion)
 {
-    return text[0] != '\0' ? text : "-";
-}
-
-static void show_config(struct command_context *c, const struct vm_config *v)
-{
-    static const char *const boot[] = {[VM_BOOT_DETECT] = "detect",
-                                       [VM_BOOT_LINUX] = "linux",
-                                       [VM_BOOT_PVH] = "pvh",
-                                       [VM_BOOT_MULTIBOOT] = "multiboot"};
-    static const char *const large[] = {
-        [VM_LARGE_AUTO] = "auto", [VM_LARGE_EAGER] = "eager", [VM_LARGE_OFF] = "off"};
-    command_print(c, "memory: %lluK\n", (unsigned long long)(v->memory / KIB));
-    command_print(c, "kernel: %s\n", or_dash(v->kernel));
-    command_print(c, "initrd: %s\n", or_dash(v->initrd));
-    command_print(c, "cmdline: %s\n", or_dash(v->cmdline));
-    for (uint32_t i = 0; i < v->module_count; i++)
-        command_print(c, "module: %s\n", v->modules[i]);
-    command_print(c, "boot: %s\n", boot[v->boot]);
-    command_print(c, "cpus: %u\n", v->cpus);
-    command_print(c, "page-fusion: %s\n", v->page_fusion ? "on" : "off");
-    command_print(c, "fusion-group: %s\n", or_dash(v->fusion_group));
-    command_print(c, "scan: %llu\n", (unsigned long long)v->scan);
-    command_print(c, "balloon-target: %lluK\n", (unsigned long long)(v->balloon / KIB));
-    command_print(c, "memory-min: %lluK\n", (unsigned long long)(v->memory_min / KIB));
-    command_print(c, "large-pages: %s\n", large[v->large_pages]);
-    command_print(c, "weight: %u\n", v->weight);
-    command_print(c, "cap: %u\n", v->cap);
-    if (v->affinity == UINT64_MAX)
-        command_print(c, "affinity: all\n");
-    else
-        command_print(c, "affinity: mask 0x%llx\n", (unsigned long long)v->affinity);
-    command_print(c, "autostart: %s\n", v->autostart ? "on" : "off");
+    if (fusion_get(info.config.name, fusion) == 0)
+        return;
+    memset(fusion, 0, sizeof(*fusion));
+    fusion->mode = info.config.page_fusion ? FUSION_ON : FUSION_OFF;
 }
 
 static int run_show(struct command_context *c, int argc, char **argv)
 {
+    struct fusion_info fusion;
     (void)argc;
     if (vm_get(argv[0], &info) < 0)
         return no_such_vm(c, argv[0]);
-    command_print(c, "name: %s\n", info.config.name);
-    command_print(c, "id: %llu\n", (unsigned long long)info.id);
-    command_print(c, "state: %s\n", vm_state_name(info.state));
-    if (info.crash[0] != '\0')
-        command_print(c, "crash: %s\n", info.crash);
-    show_config(c, &info.config);
-    command_print(c, "configured: %llu kB\n", kib(info.configured));
-    command_print(c, "resident: %llu kB\n", kib(info.private_frames + info.shared));
-    command_print(c, "private: %llu kB\n", kib(info.private_frames));
-    command_print(c, "shared: %llu kB\n", kib(info.shared));
-    command_print(c, "balloon: %llu kB\n", kib(info.balloon));
-    command_print(c, "untouched: %llu kB\n", kib(info.untouched));
-    command_print(c, "ept-tables: %llu kB\n", kib(info.table_frames));
-    command_print(c, "large-leaves: %llu\n", (unsigned long long)info.large_leaves);
-    command_print(c, "promotions: %llu\n", (unsigned long long)info.promotions);
-    command_print(c, "large-splits: %llu\n", (unsigned long long)info.large_splits);
-    command_print(c, "large-collapses: %llu\n", (unsigned long long)info.large_collapses);
-    command_print(c, "shootdowns: %llu\n", (unsigned long long)info.shootdowns);
-    command_print(c, "run-ticks: %llu\n", (unsigned long long)info.run_ticks);
-    command_print(c, "wait-ticks: %llu\n", (unsigned long long)info.wait_ticks);
-    command_print(c, "steal-ticks: %llu\n", (unsigned long long)info.steal_ticks);
-    command_print(c, "unknown-msrs: %llu\n", (unsigned long long)info.unknown_msrs);
-    command_print(c, "unclaimed-io: %llu\n", (unsigned long long)info.unclaimed_io);
-    command_print(c, "rom-writes: %llu\n", (unsigned long long)info.rom_writes);
+    get_fusion(&fusion);
+    vm_show(c, &info, &fusion);
     return 0;
 }
 
@@ -220,12 +169,28 @@ static int run_create(struct command_context *c, int argc, char **argv)
     return 0;
 }
 
+// Fusion follows page-fusion at once. Where it cannot, the whole change is taken back, so that what
+// `vm show` says of the config is what is in effect.
+static int follow_page_fusion(struct command_context *c, bool was_on)
+{
+    char why[VM_WHY_MAX] = "";
+    char unused[VM_WHY_MAX];
+    if (draft.page_fusion == was_on && draft.page_fusion == info.config.page_fusion)
+        return 0;
+    int result = fusion_switch(draft.name, draft.page_fusion, why);
+    if (result < 0)
+        vm_set(&info.config, unused);
+    return answer(c, draft.name, result, why);
+}
+
 static int run_set(struct command_context *c, int argc, char **argv)
 {
     char why[VM_WHY_MAX] = "";
     uint64_t warnings;
+    struct fusion_info fusion;
     if (vm_get(argv[0], &info) < 0)
         return no_such_vm(c, argv[0]);
+    get_fusion(&fusion);
     draft = info.config;
     int result = apply(c, argc - 1, argv + 1, &warnings);
     if (result < 0)
@@ -238,6 +203,8 @@ static int run_set(struct command_context *c, int argc, char **argv)
     if (result < 0)
         return result;
     result = answer(c, argv[0], vm_set(&draft, why), why);
+    if (result == 0 && given(argc - 1, argv + 1, "page-fusion"))
+        result = follow_page_fusion(c, fusion.mode == FUSION_ON);
     if (result == 0)
         warn(c, argc - 1, argv + 1, warnings);
     return result;
@@ -276,6 +243,16 @@ LIFECYCLE_COMMAND(shutdown)
 LIFECYCLE_COMMAND(stop)
 LIFECYCLE_COMMAND(destroy)
 #undef LIFECYCLE_COMMAND
+
+static int run_fusion(struct command_context *c, int argc, char **argv)
+{
+    char why[VM_WHY_MAX] = "";
+    (void)argc;
+    bool on = strcmp(argv[1], "on") == 0;
+    if (!on && strcmp(argv[1], "off") != 0)
+        return command_error(c, E_INVAL, "expected on or off, got \"%.32s\"", argv[1]);
+    return answer(c, argv[0], fusion_switch(argv[0], on, why), why);
+}
 
 static int run_console(struct command_context *c, int argc, char **argv)
 {
@@ -317,6 +294,8 @@ const struct command vm_commands[] = {
     {"vm shutdown", "vm shutdown NAME", "presses the VM's power button", 1, 1, run_shutdown},
     {"vm stop", "vm stop NAME", "stops a VM at once", 1, 1, run_stop},
     {"vm destroy", "vm destroy NAME", "removes a VM and gives its memory back", 1, 1, run_destroy},
+    {"vm fusion", "vm fusion NAME on|off",
+     "lets a VM share equal pages, or takes its own copies back", 2, 2, run_fusion},
     {"vm console", "vm console NAME", "attaches to the VM's serial port, Ctrl-] detaches", 1, 1,
      run_console},
     {"exits", "exits NAME", "counts a VM's exits by reason", 1, 1, run_exits},

@@ -37,3 +37,4 @@ void command_run(char *line);
 // The tables, in the order of `help`. Each ends with an entry without a name.
 extern const struct command host_commands[];
 extern const struct command vm_commands[];
+extern const struct command fusion_commands[];

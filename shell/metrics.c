@@ -2,7 +2,7 @@
 // What the metrics are called and where their values come from.
 #include "shell/metrics.h"
 
-#define KIB_PER_FRAME (PAGE_SIZE / KIB)
+#include "shell/units.h"
 
 enum host_metric {
     HOST_TOTAL,
@@ -47,6 +47,14 @@ enum vm_metric {
     VM_SHOOTDOWNS,
     VM_LARGE_SPLIT,
     VM_LARGE_COLLAPSED,
+    VM_HINTS_RECEIVED,
+    VM_HINTS_FUSED,
+    VM_HINTS_UNMATCHED,
+    VM_SPLITS,
+    VM_FUTILE_SPLITS,
+    VM_CANCELLED,
+    VM_BACKOFF,
+    VM_FUSION_TICKS,
 };
 
 const struct metric metrics_vm[METRICS_VM] = {
@@ -66,6 +74,14 @@ const struct metric metrics_vm[METRICS_VM] = {
     [VM_SHOOTDOWNS] = {"EPT/Shootdowns", METRIC_COUNT, true},
     [VM_LARGE_SPLIT] = {"EPT/LargeSplit", METRIC_COUNT, true},
     [VM_LARGE_COLLAPSED] = {"EPT/LargeCollapsed", METRIC_COUNT, true},
+    [VM_HINTS_RECEIVED] = {"Fusion/Hints/Received", METRIC_COUNT, true},
+    [VM_HINTS_FUSED] = {"Fusion/Hints/Fused", METRIC_COUNT, true},
+    [VM_HINTS_UNMATCHED] = {"Fusion/Hints/Unmatched", METRIC_COUNT, true},
+    [VM_SPLITS] = {"Fusion/Splits", METRIC_COUNT, true},
+    [VM_FUTILE_SPLITS] = {"Fusion/FutileSplits", METRIC_COUNT, true},
+    [VM_CANCELLED] = {"Fusion/Cancelled", METRIC_COUNT, true},
+    [VM_BACKOFF] = {"Fusion/Backoff", METRIC_COUNT, true},
+    [VM_FUSION_TICKS] = {"Fusion/Ticks", METRIC_TICKS, true},
 };
 
 const char *metric_unit_name(enum metric_unit unit)
@@ -112,49 +128,80 @@ static uint64_t host_frames(unsigned index, const struct metrics_snapshot *s)
 
 uint64_t metric_host_value(unsigned index, const struct metrics_snapshot *s)
 {
-    return host_frames(index, s) * KIB_PER_FRAME;
+    return kib(host_frames(index, s));
 }
 
-bool metric_vm_value(unsigned index, const struct vm_info *vm, uint64_t *value)
+static uint64_t usage(unsigned index, const struct vm_info *vm)
 {
     switch (index) {
     case VM_CONFIGURED:
-        *value = vm->configured * KIB_PER_FRAME;
-        return true;
+        return vm->configured;
     case VM_RESIDENT:
-        *value = (vm->private_frames + vm->shared) * KIB_PER_FRAME;
-        return true;
+        return vm->private_frames + vm->shared;
     case VM_PRIVATE:
-        *value = vm->private_frames * KIB_PER_FRAME;
-        return true;
+        return vm->private_frames;
     case VM_SHARED:
-        *value = vm->shared * KIB_PER_FRAME;
-        return true;
+        return vm->shared;
     case VM_BALLOON:
-        *value = vm->balloon * KIB_PER_FRAME;
-        return true;
+        return vm->balloon;
     case VM_UNTOUCHED:
-        *value = vm->untouched * KIB_PER_FRAME;
-        return true;
-    case VM_CPU_RUN:
-        *value = vm->run_ticks;
-        return true;
-    case VM_CPU_WAIT:
-        *value = vm->wait_ticks;
-        return true;
-    case VM_CPU_STEAL:
-        *value = vm->steal_ticks;
-        return true;
-    case VM_SHOOTDOWNS:
-        *value = vm->shootdowns;
-        return true;
-    case VM_LARGE_SPLIT:
-        *value = vm->large_splits;
-        return true;
-    case VM_LARGE_COLLAPSED:
-        *value = vm->large_collapses;
-        return true;
-    default: // what the guest's own driver knows
-        return false;
+        return vm->untouched;
+    case VM_TOTAL:
+        return vm->report.total;
+    case VM_FREE:
+        return vm->report.free;
+    case VM_AVAILABLE:
+        return vm->report.available;
+    default:
+        return vm->report.cache;
     }
+}
+
+static uint64_t counter(unsigned index, const struct vm_info *vm, const struct fusion_figures *f)
+{
+    switch (index) {
+    case VM_CPU_RUN:
+        return vm->run_ticks;
+    case VM_CPU_WAIT:
+        return vm->wait_ticks;
+    case VM_CPU_STEAL:
+        return vm->steal_ticks;
+    case VM_SHOOTDOWNS:
+        return vm->shootdowns;
+    case VM_LARGE_SPLIT:
+        return vm->large_splits;
+    case VM_LARGE_COLLAPSED:
+        return vm->large_collapses;
+    case VM_HINTS_RECEIVED:
+        return f->received;
+    case VM_HINTS_FUSED:
+        return f->fused;
+    case VM_HINTS_UNMATCHED:
+        return f->unmatched;
+    case VM_SPLITS:
+        return f->splits;
+    case VM_FUTILE_SPLITS:
+        return f->futile_splits;
+    case VM_CANCELLED:
+        return f->cancelled;
+    case VM_BACKOFF:
+        return f->backoff;
+    default:
+        return f->ticks;
+    }
+}
+
+static bool is_reported(unsigned index)
+{
+    return index >= VM_TOTAL && index <= VM_CACHE;
+}
+
+bool metric_vm_value(unsigned index, const struct metrics_snapshot *s, unsigned vm, uint64_t *value)
+{
+    const struct vm_info *info = &s->vms[vm];
+    if (is_reported(index) && !info->report.present)
+        return false;
+    *value = metrics_vm[index].unit == METRIC_KB ? kib(usage(index, info))
+                                                 : counter(index, info, &s->fusion[vm]);
+    return true;
 }

@@ -21,7 +21,7 @@ struct output {
 struct sample {
     const char *object;
     const char *metric;
-    const char *reason; // of a VM exit, then `metric` is "Exits"; else NULL
+    const char *reason; // last part of the name where a metric is counted by reason, else NULL
     enum metric_unit unit;
     bool counter;
     bool known;
@@ -38,7 +38,7 @@ static bool is_letter_or_digit(char ch)
     return (ch >= 'a' && ch <= 'z') || (ch >= 'A' && ch <= 'Z') || (ch >= '0' && ch <= '9');
 }
 
-// "Exits/REASON": one word, whatever the reason is called.
+// "Exits/REASON", "Fusion/Hints/Rejected/REASON": one word, whatever the reason is called.
 static void full_name(char name[METRIC_NAME_MAX], const struct sample *s)
 {
     format_text(name, METRIC_NAME_MAX, "%s%s%s", s->metric, s->reason != NULL ? "/" : "",
@@ -53,6 +53,8 @@ static void full_name(char name[METRIC_NAME_MAX], const struct sample *s)
 static void family_name(char family[METRIC_NAME_MAX], const struct sample *s)
 {
     const char *unit = s->unit == METRIC_KB ? "_bytes" : s->unit == METRIC_TICKS ? "_ticks" : "";
+    if (s->unit == METRIC_TICKS && glob_matches("*/Ticks", s->metric))
+        unit = ""; // the name says it
     format_text(family, METRIC_NAME_MAX, "fusor_%s%s%s", s->metric, unit,
                 s->counter ? "_total" : "");
     for (char *p = family; *p != '\0'; p++) {
@@ -116,12 +118,27 @@ static void print_host_metric(struct output *o, const struct metrics_snapshot *s
     print_sample(o, &s);
 }
 
-static void print_vm_metric(struct output *o, const struct vm_info *vm, unsigned index)
+static void print_vm_metric(struct output *o, const struct metrics_snapshot *snapshot, unsigned vm,
+                            unsigned index)
 {
     const struct metric *m = &metrics_vm[index];
-    struct sample s = {vm->config.name, m->name, NULL, m->unit, m->counter, false, 0};
-    s.known = metric_vm_value(index, vm, &s.value);
+    struct sample s = {snapshot->vms[vm].config.name, m->name, NULL, m->unit, m->counter, false, 0};
+    s.known = metric_vm_value(index, snapshot, vm, &s.value);
     print_sample(o, &s);
+}
+
+static void print_rejected(struct output *o, const struct metrics_snapshot *snapshot, unsigned vm)
+{
+    for (unsigned i = 0; i < FUSION_REJECTS; i++) {
+        struct sample s = {snapshot->vms[vm].config.name,
+                           "Fusion/Hints/Rejected",
+                           fusion_reject_names[i],
+                           METRIC_COUNT,
+                           true,
+                           true,
+                           snapshot->fusion[vm].rejected[i]};
+        print_sample(o, &s);
+    }
 }
 
 static void print_exits(struct output *o, const struct vm_info *vm)
@@ -135,6 +152,20 @@ static void print_exits(struct output *o, const struct vm_info *vm)
     }
 }
 
+// Right after the snapshot of the frames: fusion counts beside them.
+static const struct fusion_figures *fusion_figures_of(const struct vm_info *vms, unsigned count)
+{
+    static struct fusion_figures figures[VM_MAX];
+    struct fusion_info info;
+    for (unsigned v = 0; v < count; v++) {
+        if (fusion_get(vms[v].config.name, &info) == 0)
+            figures[v] = info.figures;
+        else // it is gone since
+            memset(&figures[v], 0, sizeof(figures[v]));
+    }
+    return figures;
+}
+
 int metrics_print(struct command_context *c, enum metrics_format format, const char *object,
                   const char *glob)
 {
@@ -143,6 +174,7 @@ int metrics_print(struct command_context *c, enum metrics_format format, const c
     struct output o = {.c = c, .format = format, .object = object, .glob = glob};
     snapshot.count = vm_snapshot(vms, &snapshot.frames);
     snapshot.vms = vms;
+    snapshot.fusion = fusion_figures_of(vms, snapshot.count);
 
     bool found = wants_object(&o, "host");
     for (unsigned v = 0; v < snapshot.count; v++)
@@ -155,13 +187,16 @@ int metrics_print(struct command_context *c, enum metrics_format format, const c
     if (format == METRICS_PROMETHEUS) {
         for (unsigned i = 0; i < METRICS_VM; i++)
             for (unsigned v = 0; v < snapshot.count; v++)
-                print_vm_metric(&o, &vms[v], i);
+                print_vm_metric(&o, &snapshot, v, i);
+        for (unsigned v = 0; v < snapshot.count; v++)
+            print_rejected(&o, &snapshot, v);
         for (unsigned v = 0; v < snapshot.count; v++)
             print_exits(&o, &vms[v]);
     } else {
         for (unsigned v = 0; v < snapshot.count; v++) {
             for (unsigned i = 0; i < METRICS_VM; i++)
-                print_vm_metric(&o, &vms[v], i);
+                print_vm_metric(&o, &snapshot, v, i);
+            print_rejected(&o, &snapshot, v);
             print_exits(&o, &vms[v]);
         }
     }

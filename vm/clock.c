@@ -85,6 +85,7 @@ void vtimer_queue_init(struct vtimer_queue *q)
 {
     q->first = NULL;
     q->earliest = UINT64_MAX;
+    q->moved = NULL;
 }
 
 static void find_earliest(struct vtimer_queue *q)
@@ -114,11 +115,14 @@ void vtimer_add(struct vtimer_queue *q, struct vtimer *t, void (*fire)(void *, u
 void vtimer_arm(struct vtimer_queue *q, struct vtimer *t, uint64_t deadline)
 {
     uint64_t old = t->deadline;
+    uint64_t earliest = q->earliest;
     t->deadline = deadline;
-    if (deadline <= q->earliest)
+    if (deadline <= earliest)
         q->earliest = deadline;
-    else if (old == q->earliest)
+    else if (old == earliest)
         find_earliest(q);
+    if (q->earliest != earliest && q->moved != NULL)
+        *q->moved = true;
 }
 
 void vtimer_run(struct vtimer_queue *q, uint64_t now)

@@ -24,8 +24,8 @@ uint64_t vclock_to_host(const struct vclock *clock, uint64_t guest);
 // a result beyond 2^64 saturates to UINT64_MAX. from_hz must not be 0.
 uint64_t vclock_scale(uint64_t ticks, uint64_t from_hz, uint64_t to_hz);
 
-// A timer of a device model. Timers of a VM hang in its queue; whoever runs the VM's first vCPU
-// fires those that are due before each entry.
+// A timer of a device model. Timers hang in the queue of a vCPU; whoever runs that vCPU fires those
+// that are due before each entry.
 struct vtimer {
     uint64_t deadline; // guest TSC, UINT64_MAX: off
     void (*fire)(void *device, uint64_t now);
@@ -36,6 +36,7 @@ struct vtimer {
 struct vtimer_queue {
     struct vtimer *first;
     uint64_t earliest; // smallest deadline
+    bool *moved;       // set when vtimer_arm() changed `earliest`; may be NULL
 };
 
 void vtimer_queue_init(struct vtimer_queue *q);

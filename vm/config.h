@@ -8,7 +8,7 @@
 #define VM_PATH_MAX    128u
 #define VM_CMDLINE_MAX 2048u
 #define VM_MODULES_MAX 8u
-#define VM_CPUS_MAX    1u // what works today; a config that asks for more is refused
+#define VM_CPUS_MAX    16u // what works today; a config that asks for more is refused
 
 enum vm_boot { VM_BOOT_DETECT, VM_BOOT_LINUX, VM_BOOT_PVH, VM_BOOT_MULTIBOOT };
 enum vm_large_pages { VM_LARGE_AUTO, VM_LARGE_EAGER, VM_LARGE_OFF };

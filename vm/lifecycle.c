@@ -50,7 +50,8 @@ void vm_ask(struct vm *vm, enum vm_request request)
 {
     enum vm_request none = VM_REQUEST_NONE;
     atomic_compare_exchange_strong(&vm->request, &none, request); // the first one counts
-    vcpu_request_stop(&vm->vcpu);
+    for (unsigned i = 0; i < vm->vcpu_count; i++)
+        vcpu_request_stop(vm->vcpus[i]);
     vm_wake_service();
 }
 
@@ -71,18 +72,15 @@ static int no_such(char *why, const char *name)
     return fail(why, E_NOENT, "no VM named %s; `vm list` shows all", name);
 }
 
-// Waits until the vCPU has left the guest and its CPU.
+// Waits until all vCPUs have left the guest and their CPUs. All are told before the first is waited
+// for.
 static void take_out(struct vm *vm)
 {
-    vcpu_request_stop(&vm->vcpu);
-    while (!vcpu_is_out(&vm->vcpu))
-        fiber_sleep_until(time_tsc() + tsc_hz / 20000);
-}
-
-static struct cpuid_leaf machine_cpuid(uint32_t leaf, uint32_t subleaf)
-{
-    struct cpuid_regs r = cpu_cpuid(leaf, subleaf);
-    return (struct cpuid_leaf){r.eax, r.ebx, r.ecx, r.edx};
+    for (unsigned i = 0; i < vm->vcpu_count; i++)
+        vcpu_request_stop(vm->vcpus[i]);
+    for (unsigned i = 0; i < vm->vcpu_count; i++)
+        while (!vcpu_is_out(vm->vcpus[i]))
+            fiber_sleep_until(time_tsc() + tsc_hz / 20000);
 }
 
 static int check_memory(const struct vm_config *config, char *why)
@@ -111,16 +109,16 @@ int vm_create(const struct vm_config *config, char *why)
     spin_init(&vm->device_lock, "device", RANK_DEVICE);
     bus_init(&vm->bus);
     vclock_init(&vm->clock, tsc_hz);
-    vtimer_queue_init(&vm->timers);
-    cpuid_policy_init(&vm->cpuid, config->cpus, tsc_hz, machine_cpuid);
-    vmx_limit_cpuid(&vm->cpuid);
-    status = vcpu_init(&vm->vcpu, 0, vm->config.name, vm, &vm->ept, &vm_vcpu_ops, &vm->cpuid);
+    for (unsigned i = 0; i < VM_CPUS_MAX; i++) {
+        vtimer_queue_init(&vm->timers[i].queue);
+        vm->timers[i].queue.moved = &vm->timers_moved;
+    }
+    status = vm_vcpus_prepare(vm);
     if (status != 0) {
+        vm_vcpus_free(vm);
         heap_free(vm);
         return fail(why, status, "no memory for another VM; `vm stop` or `vm destroy` one");
     }
-    vm->vcpu.entity.weight = config->weight;
-    vm->vcpu.entity.cpu_mask = config->affinity;
     status = vm_platform->create(vm);
     if (status == 0) {
         status = vm_table_add(vm);
@@ -128,8 +126,7 @@ int vm_create(const struct vm_config *config, char *why)
             vm_platform->destroy(vm);
     }
     if (status != 0) {
-        sched_remove(&vm->vcpu.entity);
-        vcpu_free(&vm->vcpu);
+        vm_vcpus_free(vm);
         heap_free(vm);
         if (status == E_EXIST)
             return fail(why, status, "a VM named %s exists already", config->name);
@@ -158,7 +155,7 @@ static int load(struct vm *vm, struct vcpu_start *start, char *why)
     if (status != 0)
         return status;
     gpa_t rsdp;
-    status = acpi_write_tables(vm, vm->config.cpus, &rsdp);
+    status = acpi_write_tables(vm, vm->vcpu_count, &rsdp);
     if (status != 0)
         return fail(why, status, "no memory for the ACPI tables");
     struct loader_entry entry;
@@ -182,12 +179,16 @@ static int load(struct vm *vm, struct vcpu_start *start, char *why)
 static int power_on(struct vm *vm, char *why)
 {
     struct vcpu_start start;
-    int status = vm_memory_create(vm);
+    int status = vm_vcpus_prepare(vm);
+    if (status != 0)
+        return fail(why, status, "no memory for %u vCPUs of %s", vm->config.cpus, vm->config.name);
+    status = vm_memory_create(vm);
     if (status != 0)
         return fail(why, status, "no memory for the page tables of %s", vm->config.name);
     status = load(vm, &start, why);
-    if (status == 0)
-        status = vcpu_reset(&vm->vcpu, &start) == 0 ? 0 : fail(why, E_IO, "VT-x refused the VMCS");
+    for (unsigned i = 0; i < vm->vcpu_count && status == 0; i++)
+        if (vcpu_reset(vm->vcpus[i], i == 0 ? &start : NULL) != 0)
+            status = fail(why, E_IO, "VT-x refused the VMCS");
     if (status != 0) {
         vm_memory_destroy(vm);
         return status;
@@ -195,8 +196,9 @@ static int power_on(struct vm *vm, char *why)
     spin_lock(&vm->device_lock);
     vclock_init(&vm->clock, tsc_hz);
     vm_platform->reset(vm);
-    spin_unlock(&vm->device_lock);
+    vm->report = (struct vm_report){0};
     vm->crash[0] = 0;
+    spin_unlock(&vm->device_lock);
     return 0;
 }
 
@@ -204,10 +206,12 @@ static void run(struct vm *vm)
 {
     spin_lock(&vm->device_lock);
     vclock_thaw(&vm->clock);
-    vm->vcpu.tsc_offset = vm->clock.offset + vm->vcpu.tsc_adjust;
+    for (unsigned i = 0; i < vm->vcpu_count; i++)
+        vm->vcpus[i]->tsc_offset = vm->clock.offset + vm->vcpus[i]->tsc_adjust;
     spin_unlock(&vm->device_lock);
     vm->state = VM_RUNNING;
-    vcpu_allow_run(&vm->vcpu);
+    for (unsigned i = 0; i < vm->vcpu_count; i++)
+        vcpu_allow_run(vm->vcpus[i]);
 }
 
 static void freeze(struct vm *vm)
@@ -224,7 +228,8 @@ static void power_off(struct vm *vm, enum vm_state state)
     freeze(vm);
     vm->request = VM_REQUEST_NONE;
     vm->state = state;
-    vm->vcpu.waiting_memory = false;
+    for (unsigned i = 0; i < vm->vcpu_count; i++)
+        vm->vcpus[i]->waiting_memory = false;
     vm_memory_destroy(vm);
 }
 
@@ -310,7 +315,6 @@ static int press_power_button(struct vm *vm, char *why)
     spin_lock(&vm->device_lock);
     vm_platform->press_power_button(vm);
     spin_unlock(&vm->device_lock);
-    vcpu_notify(&vm->vcpu);
     return 0;
 }
 
@@ -358,11 +362,10 @@ int vm_destroy(const char *name, char *why)
     if (vm == NULL)
         return no_such(why, name);
     power_off(vm, VM_STOPPED);
+    vm_memory_forget(vm);
     vm_table_remove(vm);
-    while (sched_remove(&vm->vcpu.entity) != 0)
-        fiber_yield();
+    vm_vcpus_free(vm);
     vm_platform->destroy(vm);
-    vcpu_free(&vm->vcpu);
     heap_free(vm);
     return 0;
 }
@@ -380,8 +383,7 @@ int vm_set(const struct vm_config *config, char *why)
                  config->name, config->name);
     if (status == 0) {
         vm->config = *config;
-        vm->vcpu.entity.weight = config->weight;
-        sched_set_affinity(&vm->vcpu.entity, config->affinity);
+        vm_vcpus_schedule(vm);
     }
     vm_release(vm);
     return status;

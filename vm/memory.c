@@ -25,6 +25,14 @@
 #define RANGE_PAGES 512u
 #define RANGE_ORDER 9u
 
+// Without fusion (host tests) no leaf is ever shared.
+static const struct vm_memory_ops *memory_ops;
+
+void vm_set_memory_ops(const struct vm_memory_ops *ops)
+{
+    memory_ops = ops;
+}
+
 enum vm_area vm_area_of(const struct vm *vm, gfn_t gfn)
 {
     uint64_t a = gfn_to_gpa(gfn).raw;
@@ -304,9 +312,16 @@ int guest_write(struct vm *vm, gpa_t to, const void *from, size_t size)
         size_t piece = MIN(size, (size_t)PAGE_SIZE - offset);
         ept_lock_gfn(&vm->ept, gfn);
         struct ept_leaf leaf = ept_lookup(&vm->ept, gfn);
-        if (leaf.present)
+        bool own = leaf.present && leaf.kind == EPT_KIND_PRIVATE;
+        if (own)
             memcpy((uint8_t *)hfn_to_pointer(leaf.frame) + offset, p, piece);
         ept_unlock_gfn(&vm->ept, gfn);
+        if (leaf.present && !own) {
+            int status = memory_ops->make_private(vm, gfn);
+            if (status != 0)
+                return status;
+            continue; // look again, under the lock
+        }
         if (!leaf.present) {
             bool rom = vm_area_of(vm, gfn) == VM_AREA_ROM;
             int status = populate(vm, gfn, rom ? EPT_READ | EPT_EXECUTE : EPT_RWX);
@@ -334,6 +349,10 @@ int vm_memory_create(struct vm *vm)
         return status;
     }
     vm->memory_present = true;
+    if (memory_ops != NULL && memory_ops->create(vm) != 0) {
+        vm_memory_destroy(vm);
+        return E_NOMEM;
+    }
     return 0;
 }
 
@@ -343,13 +362,24 @@ static void free_leaf(void *context, gfn_t gfn, struct ept_leaf leaf)
     static const unsigned order[] = {[EPT_4K] = 0, [EPT_2M] = 9, [EPT_1G] = 18};
     struct ept_leaf old;
     ept_unmap(&vm->ept, gfn, &old);
-    frame_free(leaf.frame, order[leaf.level], &vm->account);
+    if (leaf.kind == EPT_KIND_SHARED)
+        memory_ops->release(vm, gfn, leaf.frame, UINT64_C(1) << order[leaf.level]);
+    else
+        frame_free(leaf.frame, order[leaf.level], &vm->account);
+}
+
+void vm_memory_forget(struct vm *vm)
+{
+    if (memory_ops != NULL)
+        memory_ops->forget(vm);
 }
 
 void vm_memory_destroy(struct vm *vm)
 {
     if (!vm->memory_present)
         return;
+    if (memory_ops != NULL)
+        memory_ops->destroy(vm);
     // No vCPU runs, and none enters this EPT again before ept_destroy has made every CPU INVEPT; so
     // no translation to a freed frame is used.
     ept_shootdown(&vm->ept);

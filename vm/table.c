@@ -94,13 +94,19 @@ const char *vm_state_name(enum vm_state state)
     return names[state];
 }
 
-static void fill(struct vm_info *info, const struct vm *vm, uint64_t private_frames,
-                 uint64_t shared)
+static bool waits_for_memory(const struct vm *vm)
+{
+    for (unsigned i = 0; i < vm->vcpu_count; i++)
+        if (vm->vcpus[i]->waiting_memory)
+            return true;
+    return false;
+}
+
+static void fill(struct vm_info *info, struct vm *vm, uint64_t private_frames, uint64_t shared)
 {
     info->id = vm->id;
     info->config = vm->config;
-    info->state =
-        vm->state == VM_RUNNING && vm->vcpu.waiting_memory ? VM_WAITING_MEMORY : vm->state;
+    info->state = vm->state == VM_RUNNING && waits_for_memory(vm) ? VM_WAITING_MEMORY : vm->state;
     info->configured = vm->config.memory / PAGE_SIZE;
     info->private_frames = private_frames;
     info->shared = shared;
@@ -108,18 +114,25 @@ static void fill(struct vm_info *info, const struct vm *vm, uint64_t private_fra
     uint64_t used = private_frames + shared;
     info->untouched = info->configured > used ? info->configured - used : 0;
     info->table_frames = vm->memory_present ? vm->ept.table_frames : 0;
-    info->run_ticks = vm->vcpu.entity.run_ticks;
-    info->wait_ticks = vm->vcpu.entity.sleep_ticks;
-    info->steal_ticks = vm->vcpu.entity.wait_ticks;
+    info->run_ticks = info->wait_ticks = info->steal_ticks = info->unknown_msrs = 0;
+    for (unsigned i = 0; i < vm->vcpus_made; i++) {
+        const struct vcpu *v = vm->vcpus[i];
+        info->run_ticks += v->entity.run_ticks;
+        info->wait_ticks += v->entity.sleep_ticks;
+        info->steal_ticks += v->entity.wait_ticks;
+        info->unknown_msrs += v->unknown_msrs;
+    }
     info->shootdowns = vm->ept.shootdowns;
     info->large_splits = vm->ept.large_splits;
     info->large_collapses = vm->ept.large_collapses;
     info->large_leaves = vm->memory_present ? vm->ept.large_leaves : 0;
     info->promotions = vm->promotions;
-    info->unknown_msrs = vm->vcpu.unknown_msrs;
     info->unclaimed_io = vm->bus.unclaimed;
     info->rom_writes = vm->rom_writes;
+    spin_lock(&vm->device_lock);
+    info->report = vm->report;
     memcpy(info->crash, vm->crash, sizeof(info->crash));
+    spin_unlock(&vm->device_lock);
 }
 
 unsigned vm_snapshot(struct vm_info *infos, struct frames_snapshot *frames)
@@ -154,6 +167,14 @@ int vm_get(const char *name, struct vm_info *info)
     return status;
 }
 
+static uint64_t exits_of(const struct vm *vm, unsigned reason)
+{
+    uint64_t sum = 0;
+    for (unsigned i = 0; i < vm->vcpus_made; i++)
+        sum += vm->vcpus[i]->exits[reason];
+    return sum;
+}
+
 int vm_exits(const char *name, struct vm_exit_count *counts, unsigned room)
 {
     int n = E_NOENT;
@@ -161,9 +182,11 @@ int vm_exits(const char *name, struct vm_exit_count *counts, unsigned room)
     struct vm *vm = find(name);
     if (vm != NULL) {
         n = 0;
-        for (unsigned i = 0; i < EXIT_REASONS && (unsigned)n < room; i++)
-            if (vm->vcpu.exits[i] != 0 && vmx_exit_name(i) != NULL)
-                counts[n++] = (struct vm_exit_count){vmx_exit_name(i), vm->vcpu.exits[i]};
+        for (unsigned i = 0; i < EXIT_REASONS && (unsigned)n < room; i++) {
+            uint64_t exits = exits_of(vm, i);
+            if (exits != 0 && vmx_exit_name(i) != NULL)
+                counts[n++] = (struct vm_exit_count){vmx_exit_name(i), exits};
+        }
     }
     spin_unlock(&table_lock);
     return n;

@@ -10,32 +10,45 @@ static struct vm *vm_of(struct vcpu *v)
     return v->vm;
 }
 
-void vm_arm_timer(struct vm *vm)
+void vm_arm_timers(struct vm *vm, struct vcpu *v)
 {
-    vm->armed = vm->timers.earliest;
-    vcpu_set_timer(&vm->vcpu, vclock_to_host(&vm->clock, vm->timers.earliest));
+    vm->timers_moved = false;
+    struct vm_timers *own = &vm->timers[v->id];
+    own->armed = own->queue.earliest;
+    vcpu_set_timer(v, vclock_to_host(&vm->clock, own->armed));
+    struct vm_timers *board = &vm->timers[0];
+    // A deadline that moved away costs vCPU 0 one look in vain; one that came nearer must be told.
+    if (board->queue.earliest < board->armed) {
+        board->armed = board->queue.earliest;
+        vcpu_notify_timer(vm->vcpus[0]);
+    }
 }
 
+// Both read v->vm anew instead of keeping it and what hangs on it in registers over the calls: these
+// two are among the most frequent exits.
 static uint32_t pio_in(struct vcpu *v, uint16_t port, unsigned size)
 {
-    struct vm *vm = vm_of(v);
-    spin_lock(&vm->device_lock);
-    uint32_t value = bus_pio_in(&vm->bus, port, size);
-    vm_update_timer(vm); // reading RTC register C arms its timer
-    spin_unlock(&vm->device_lock);
+    spin_lock(&vm_of(v)->device_lock);
+    uint32_t value = bus_pio_in(&vm_of(v)->bus, port, size);
+    vm_update_timer(vm_of(v), v); // reading RTC register C arms its timer
+    spin_unlock(&vm_of(v)->device_lock);
     return value;
 }
 
 static void pio_out(struct vcpu *v, uint16_t port, unsigned size, uint32_t value)
 {
-    struct vm *vm = vm_of(v);
-    spin_lock(&vm->device_lock);
-    bus_pio_out(&vm->bus, port, size, value);
-    vm_update_timer(vm);
-    spin_unlock(&vm->device_lock);
-    // An end of interrupt or a mask may let the next one through; everything else says so itself.
-    if ((port & ~0x81u) == 0x20) // 20h, 21h, a0h, a1h: the PICs
-        v->recheck = 1;
+    spin_lock(&vm_of(v)->device_lock);
+    bus_pio_out(&vm_of(v)->bus, port, size, value);
+    vm_update_timer(vm_of(v), v);
+    spin_unlock(&vm_of(v)->device_lock);
+    // An end of interrupt or a mask may let the next one through to vCPU 0; everything else says so
+    // itself.
+    if ((port & ~0x81u) == 0x20) { // 20h, 21h, a0h, a1h: the PICs
+        if (v->id == 0)
+            v->recheck = 1;
+        else
+            vcpu_notify(vm_of(v)->vcpus[0]);
+    }
 }
 
 static int read_msr(struct vcpu *v, uint32_t msr, uint64_t *value)
@@ -52,7 +65,7 @@ static int write_msr(struct vcpu *v, uint32_t msr, uint64_t value)
     struct vm *vm = vm_of(v);
     spin_lock(&vm->device_lock);
     int status = vm_platform->write_msr(vm, v, msr, value);
-    vm_update_timer(vm);
+    vm_update_timer(vm, v);
     spin_unlock(&vm->device_lock);
     v->recheck = 1;
     return status;
@@ -106,32 +119,78 @@ static uint64_t run_timers(struct vcpu *v, uint64_t host_now)
 {
     struct vm *vm = vm_of(v);
     spin_lock(&vm->device_lock);
-    vtimer_run(&vm->timers, host_now + vm->clock.offset);
-    vm->armed = vm->timers.earliest;
-    uint64_t next = vclock_to_host(&vm->clock, vm->armed);
+    struct vm_timers *own = &vm->timers[v->id];
+    vtimer_run(&own->queue, host_now + vm->clock.offset);
+    own->armed = own->queue.earliest;
+    vm->timers_moved = false; // what fired has armed timers of this queue only
+    uint64_t next = vclock_to_host(&vm->clock, own->armed);
     spin_unlock(&vm->device_lock);
     return next;
+}
+
+// Device lock held. Guest time stands still while every vCPU waits for memory or for a STARTUP, and
+// only then. While one can run (halted or not) time must go on: what it reads with RDTSC cannot be
+// stopped, and a thaw would set it back. To stop the others as well would be no way out, for one of
+// them may run the driver that gives the missing frames back. To a vCPU that waits beside others
+// that run, the wait is as being without a CPU.
+//
+// The flags belong to the vCPUs and are set before this is called, so the last one to come here
+// sees all of them; one that is seen too early is out of the guest already.
+static void settle_clock(struct vm *vm)
+{
+    bool runs = false;
+    for (unsigned i = 0; i < vm->vcpu_count; i++)
+        runs |= !vm->vcpus[i]->waiting_memory && !vm->vcpus[i]->parked;
+    if (runs)
+        vclock_thaw(&vm->clock);
+    else
+        vclock_freeze(&vm->clock);
 }
 
 static void wait_memory(struct vcpu *v, bool begin)
 {
     struct vm *vm = vm_of(v);
     spin_lock(&vm->device_lock);
-    if (begin) {
-        vclock_freeze(&vm->clock);
-    } else {
-        vclock_thaw(&vm->clock);
+    settle_clock(vm);
+    if (!begin) {
         v->tsc_offset = vm->clock.offset + v->tsc_adjust;
-        vm_arm_timer(vm);
+        vm_arm_timers(vm, v);
     }
     spin_unlock(&vm->device_lock);
 }
 
-// The hypercall interface has its own room to come; CPUID announces none, so every call is unknown.
+static unsigned take_startup(struct vcpu *v, uint8_t *vector)
+{
+    struct vm *vm = vm_of(v);
+    spin_lock(&vm->device_lock);
+    unsigned got = vm_platform->take_startup(vm, v, vector);
+    if (got != 0) {
+        v->parked = (got & VCPU_GOT_STARTUP) == 0;
+        settle_clock(vm);
+        v->tsc_offset = vm->clock.offset + v->tsc_adjust;
+        vm_update_timer(vm, v); // INIT stops the LAPIC's
+    }
+    spin_unlock(&vm->device_lock);
+    return got;
+}
+
+static uint64_t no_hypercall(struct vm *vm, struct vcpu *v)
+{
+    (void)vm;
+    (void)v;
+    return (uint64_t)-1; // CPUID announces none then
+}
+
+static uint64_t (*hypercall_handler)(struct vm *vm, struct vcpu *v) = no_hypercall;
+
+void vm_set_hypercall(uint64_t (*handler)(struct vm *vm, struct vcpu *v))
+{
+    hypercall_handler = handler;
+}
+
 static uint64_t hypercall(struct vcpu *v)
 {
-    (void)v;
-    return (uint64_t)-1; // not permitted, not known: -EPERM's value on every guest
+    return hypercall_handler(vm_of(v), v);
 }
 
 static int read_memory(struct vcpu *v, gpa_t from, void *to, size_t size)
@@ -147,8 +206,14 @@ static int write_memory(struct vcpu *v, gpa_t to, const void *from, size_t size)
 static void crashed(struct vcpu *v, const char *why)
 {
     struct vm *vm = vm_of(v);
-    format_text(vm->crash, sizeof(vm->crash), "%s at rip %#lx", why, vcpu_rip(v));
+    char where[24] = "";
+    if (vm->vcpu_count > 1)
+        format_text(where, sizeof(where), " on vCPU %u", v->id);
+    spin_lock(&vm->device_lock);
+    if (vm->request == VM_REQUEST_NONE) // what came first counts
+        format_text(vm->crash, sizeof(vm->crash), "%s at rip %#lx%s", why, vcpu_rip(v), where);
     vm_ask(vm, VM_REQUEST_CRASH);
+    spin_unlock(&vm->device_lock);
 }
 
 const struct vcpu_ops vm_vcpu_ops = {
@@ -161,6 +226,7 @@ const struct vcpu_ops vm_vcpu_ops = {
     .mmio = mmio,
     .interrupt = interrupt,
     .take_nmi = take_nmi,
+    .take_startup = take_startup,
     .run_timers = run_timers,
     .wait_memory = wait_memory,
     .hypercall = hypercall,

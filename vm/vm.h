@@ -18,6 +18,12 @@ enum vm_state { VM_STOPPED, VM_RUNNING, VM_PAUSED, VM_WAITING_MEMORY, VM_CRASHED
 
 struct vm; // vm/vm_object.h has the inside
 
+// What the guest's driver says of its own memory, in frames.
+struct vm_report {
+    bool present; // a driver has reported since the last reset
+    uint64_t total, free, available, cache;
+};
+
 // A copy of what the console shows of one VM. Sizes in frames unless said otherwise.
 struct vm_info {
     uint64_t id;
@@ -28,6 +34,7 @@ struct vm_info {
     uint64_t run_ticks, wait_ticks, steal_ticks; // on a CPU, halted, runnable without a CPU
     uint64_t shootdowns, large_splits, large_collapses, large_leaves, promotions;
     uint64_t unknown_msrs, unclaimed_io, rom_writes;
+    struct vm_report report;
     char crash[VM_WHY_MAX]; // why it crashed, empty else
 };
 

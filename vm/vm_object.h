@@ -3,7 +3,12 @@
 //
 // Locks: the table lock (RANK_VM_TABLE) covers the table and the `busy` marks; whoever set `busy`
 // owns the lifecycle fields until it clears the mark, without holding a lock meanwhile. device_lock
-// (RANK_DEVICE) covers platform, clock and timers. Memory is covered by the gfn locks of the EPT.
+// (RANK_DEVICE) covers platform, clock, timers, report and crash. Memory is covered by the gfn
+// locks of the EPT.
+//
+// Timers: each vCPU has a queue of its own, which only its own runs look at; so a deadline wakes
+// the vCPU it is for. The timers of the board (PIT, RTC) hang in vCPU 0's. Who arms a timer of
+// another vCPU's tells that vCPU (vm_update_timer).
 #pragma once
 
 #include <stdatomic.h>
@@ -30,6 +35,12 @@ enum vm_request {
 #define VM_PROMOTE_TOUCHES 448u
 #define VM_RANGE_DONE      UINT16_MAX // promoted, split again, or not worth trying
 
+// A vCPU's timers.
+struct vm_timers {
+    struct vtimer_queue queue;
+    uint64_t armed; // the value of queue.earliest that the vCPU knows
+};
+
 struct vm {
     uint64_t id;
     struct vm_config config;
@@ -42,19 +53,28 @@ struct vm {
 
     struct ept ept;
     struct frame_account account;
+    void *fusion; // fusion's part of this VM
+    // What the guest's driver said last (FUSOR_REPORT), in pages; shown, never trusted.
+    // device_lock.
+    struct vm_report report;
     uint16_t *touched; // per 2 MiB range: populated pages, or VM_RANGE_DONE
     uint64_t ranges;
     _Atomic uint64_t rom_writes;
     _Atomic uint64_t promotions;
 
     struct cpuid_policy cpuid;
-    struct vcpu vcpu; // one vCPU today
+    // vCPUs are made as a start needs them and live as long as the VM; a start may use fewer than
+    // there are. Looked at under the table lock, by the vCPUs, or as the owner.
+    struct vcpu *vcpus[VM_CPUS_MAX];
+    uint32_t vcpu_count; // in use since the last start
+    uint32_t vcpus_made; // those behind vcpu_count are stopped
     struct spinlock device_lock;
     struct bus bus;
     struct vclock clock;
-    struct vtimer_queue timers;
-    uint64_t armed; // the value of timers.earliest that the vCPU knows
-    void *platform; // the devices' own
+    struct vm_timers timers[VM_CPUS_MAX];
+    bool timers_moved;     // the earliest deadline of a queue has changed
+    struct vcpu *accessor; // whose access to device memory the bus serves now
+    void *platform;        // the devices' own
 };
 
 // The devices of a VM, provided by devices/platform.c. device_lock is held unless said otherwise.
@@ -64,6 +84,8 @@ struct vm_platform_ops {
     void (*reset)(struct vm *vm);
     int (*interrupt)(struct vm *vm, struct vcpu *v, bool accept);
     bool (*take_nmi)(struct vm *vm, struct vcpu *v, bool accept);
+    // INIT and STARTUP, VCPU_GOT_*; v->parked says whether a STARTUP counts.
+    unsigned (*take_startup)(struct vm *vm, struct vcpu *v, uint8_t *vector);
     int (*read_msr)(struct vm *vm, struct vcpu *v, uint32_t msr, uint64_t *value);
     int (*write_msr)(struct vm *vm, struct vcpu *v, uint32_t msr, uint64_t value);
     uint64_t (*get_cr8)(struct vm *vm, struct vcpu *v);
@@ -87,18 +109,46 @@ struct vm *vm_acquire(const char *name);
 void vm_release(struct vm *vm);
 struct vm *vm_next_with_request(void); // acquired, or NULL
 
+// What fusion, a higher room, does for memory.
+struct vm_memory_ops {
+    // The VM's memory begins to exist: its EPT is there, nothing is mapped. E_NOMEM.
+    int (*create)(struct vm *vm);
+    // It ends: no vCPU runs any more, the leaves are still there. Fiber; may yield.
+    void (*destroy)(struct vm *vm);
+    // The VM itself goes; its memory is gone.
+    void (*forget)(struct vm *vm);
+    // guest_write or a promotion met a leaf that is not EPT_KIND_PRIVATE: makes it so. No lock
+    // held. Returns 0 (look again) or E_NOMEM. Never waits.
+    int (*make_private)(struct vm *vm, gfn_t gfn);
+    // `count` shared frames from `first` on are no longer mapped at gfn..., and shot down.
+    void (*release)(struct vm *vm, gfn_t gfn, hfn_t first, uint64_t count);
+};
+void vm_set_memory_ops(const struct vm_memory_ops *ops); // once, at init
+
 // vm/memory.c
 enum vm_area { VM_AREA_NONE, VM_AREA_RAM, VM_AREA_ROM };
 enum vm_area vm_area_of(const struct vm *vm, gfn_t gfn);
 int vm_memory_create(struct vm *vm);
 void vm_memory_destroy(struct vm *vm); // fiber: yields; no vCPU runs
+void vm_memory_forget(struct vm *vm);  // the VM itself goes
+
+// vm/vcpus.c: the vCPUs of a VM that does not run.
+// Makes as many as the config asks for, with the CPUID that belongs to that number. E_NOMEM.
+int vm_vcpus_prepare(struct vm *vm);
+void vm_vcpus_free(struct vm *vm); // fiber
+// Weight and affinity as the config says; also while it runs.
+void vm_vcpus_schedule(struct vm *vm);
 
 // vm/vcpu_ops.c
+// The hypercall dispatcher, a higher room: called on the vCPU's CPU in the exit handler; reads the
+// arguments from the vCPU and returns RAX. Without one every call is unknown. Once, at init.
+void vm_set_hypercall(uint64_t (*handler)(struct vm *vm, struct vcpu *v));
 extern const struct vcpu_ops vm_vcpu_ops;
-void vm_arm_timer(struct vm *vm); // device_lock held: tells the vCPU the next deadline
-// After a device call, device_lock held: the same when it has moved.
-static inline void vm_update_timer(struct vm *vm)
+// device_lock held: tells `v`, which runs on this CPU, and vCPU 0 their next deadlines.
+void vm_arm_timers(struct vm *vm, struct vcpu *v);
+// After a device call for `v`, device_lock held: the same when one has moved.
+static inline void vm_update_timer(struct vm *vm, struct vcpu *v)
 {
-    if (__builtin_expect(vm->timers.earliest != vm->armed, 0))
-        vm_arm_timer(vm);
+    if (__builtin_expect(vm->timers_moved, 0))
+        vm_arm_timers(vm, v);
 }

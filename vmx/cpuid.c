@@ -3,6 +3,7 @@
 // frequency. Features are listed by what is allowed; a bit not named here is not shown.
 #include "vmx/cpuid.h"
 
+#include "hypercall/fusor_abi.h" // the public contract; no code of a higher room
 #include "kernel/string.h"
 
 #define BIT(n) (1u << (n))
@@ -160,8 +161,10 @@ void cpuid_policy_init(struct cpuid_policy *p, unsigned vcpus, uint64_t tsc_hz,
     uint32_t mhz = (uint32_t)(tsc_hz / 1000000u);
     p->basic[0x16] = (struct cpuid_leaf){mhz, mhz, 100, 0};
 
-    // "FusorFusor\0\0"
-    p->hypervisor[0] = (struct cpuid_leaf){0x40000000u, 0x6f737546u, 0x73754672u, 0x0000726fu};
+    p->hypervisor[0] = (struct cpuid_leaf){FUSOR_CPUID_FEATURES, FUSOR_SIGNATURE_EBX,
+                                           FUSOR_SIGNATURE_ECX, FUSOR_SIGNATURE_EDX};
+    p->hypervisor[1] = (struct cpuid_leaf){
+        FUSOR_ABI_VERSION, FUSOR_FEATURE_HINTS | FUSOR_FEATURE_STATS, FUSOR_LIST_MAX, 0};
 
     p->cr4_allowed = CR4_BASE;
     if ((p->features[0].ecx & BIT(2)) != 0)
@@ -199,8 +202,8 @@ struct cpuid_leaf cpuid_policy_get(const struct cpuid_policy *p, uint32_t leaf, 
     if (leaf >= 0x80000000u) {
         if (leaf - 0x80000000u < CPUID_EXTENDED_LEAVES)
             return p->extended[leaf - 0x80000000u];
-    } else if (leaf >= 0x40000000u && leaf <= 0x4fffffffu) {
-        return leaf == 0x40000000u ? p->hypervisor[0] : r;
+    } else if (leaf >= FUSOR_CPUID_SIGNATURE && leaf <= 0x4fffffffu) {
+        return leaf <= FUSOR_CPUID_FEATURES ? p->hypervisor[leaf - FUSOR_CPUID_SIGNATURE] : r;
     }
     // Beyond the last basic leaf the CPU answers with that of the last one (SDM vol. 2, CPUID).
     if (leaf >= CPUID_BASIC_LEAVES)

@@ -16,7 +16,7 @@ struct cpuid_leaf {
 struct cpuid_policy {
     struct cpuid_leaf basic[CPUID_BASIC_LEAVES];
     struct cpuid_leaf extended[CPUID_EXTENDED_LEAVES];
-    struct cpuid_leaf hypervisor[1];
+    struct cpuid_leaf hypervisor[2]; // 0x40000000
     // Leaves with subleaves.
     struct cpuid_leaf cache[CPUID_SUBLEAVES]; // 4
     struct cpuid_leaf features[2];            // 7

@@ -17,6 +17,7 @@
 #include "vmx/exits.h"
 #include "vmx/instructions.h"
 #include "vmx/run.h"
+#include "vmx/startup.h"
 #include "vmx/vmcs.h"
 
 extern int vmx_enter(uint64_t gpr[16], int launched); // vmx/entry.asm
@@ -75,7 +76,8 @@ static bool look_around(struct vcpu *v, uint64_t now, enum sched_next *next)
 {
     atomic_store_explicit(&this_cpu()->last_alive, now, memory_order_relaxed);
     uint32_t recheck = atomic_exchange(&v->recheck, 0);
-    if (now >= v->next_timer) {
+    if (now >= v->next_timer || v->retime != 0) {
+        v->retime = 0; // before the look at the timers: whoever arms one afterwards says so anew
         vcpu_set_timer(v, MAX(v->ops->run_timers(v, now), now + 1));
         recheck |= atomic_exchange(&v->recheck, 0);
     }
@@ -88,6 +90,14 @@ static bool look_around(struct vcpu *v, uint64_t now, enum sched_next *next)
     if (now >= v->until || sched_must_yield(cpu_index())) {
         v->recheck |= recheck;
         *next = SCHED_AGAIN;
+        return true;
+    }
+    if (v->startup != 0)
+        vcpu_take_startup(v);
+    if (v->parked) {
+        v->recheck = 1;
+        v->entity.wake_deadline = UINT64_MAX;
+        *next = SCHED_SLEEP;
         return true;
     }
     if (recheck != 0)
@@ -134,7 +144,7 @@ static enum sched_next run_loop(struct vcpu *v, uint64_t until)
 enum sched_next vcpu_run(struct sched_entity *e, uint64_t until)
 {
     struct vcpu *v = container_of(e, struct vcpu, entity);
-    if (v->stop != 0) {
+    if (v->stop != 0 || (v->parked && v->startup == 0)) {
         e->wake_deadline = UINT64_MAX;
         return SCHED_SLEEP;
     }
@@ -143,7 +153,7 @@ enum sched_next vcpu_run(struct sched_entity *e, uint64_t until)
         v->ops->wait_memory(v, false);
     }
     vcpu_load(v);
-    if (!v->entered) {
+    if (!v->entered && v->id == 0) {
         v->entered = true;
         log_info("%s: first instruction %lu ticks after EFI entry", e->name,
                  time_tsc() - boot_info_get()->entry_tsc);
@@ -153,6 +163,11 @@ enum sched_next vcpu_run(struct sched_entity *e, uint64_t until)
     // keeps it.
     vcpu_unload(v);
     return next;
+}
+
+bool vcpu_wanted(const struct vcpu *v)
+{
+    return v->recheck != 0 || time_tsc() >= v->deadline || sched_must_yield(cpu_index());
 }
 
 // Ends a run in the guest on another CPU, so that it looks at the flags again.
@@ -172,6 +187,18 @@ void vcpu_notify(struct vcpu *v)
         return; // it is this CPU's, in an exit: the loop looks before it enters
     sched_wake(&v->entity);
     kick(v);
+}
+
+void vcpu_notify_timer(struct vcpu *v)
+{
+    atomic_store_explicit(&v->retime, 1, memory_order_seq_cst);
+    vcpu_notify(v);
+}
+
+void vcpu_notify_startup(struct vcpu *v)
+{
+    atomic_store_explicit(&v->startup, 1, memory_order_seq_cst);
+    vcpu_notify(v);
 }
 
 void vcpu_request_stop(struct vcpu *v)

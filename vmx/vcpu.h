@@ -42,8 +42,11 @@ struct vcpu_ops {
     bool (*take_nmi)(struct vcpu *v, bool accept); // is an NMI pending? consumed when accept
     // Runs due timers; returns the next deadline in host TSC.
     uint64_t (*run_timers)(struct vcpu *v, uint64_t host_now);
-    // The vCPU begins or ends a wait for memory: guest time stands still meanwhile.
+    // The vCPU begins or ends a wait for memory (v->waiting_memory says which): guest time stands
+    // still while no vCPU can run.
     void (*wait_memory)(struct vcpu *v, bool begin);
+    // Takes what v->startup announced: decides on v->parked and v->tsc_offset. Returns VCPU_GOT_*.
+    unsigned (*take_startup)(struct vcpu *v, uint8_t *vector);
     uint64_t (*hypercall)(struct vcpu *v); // returns RAX
     int (*read_memory)(struct vcpu *v, gpa_t from, void *to, size_t size);
     int (*write_memory)(struct vcpu *v, gpa_t to, const void *from, size_t size);
@@ -62,6 +65,11 @@ enum vcpu_lazy_msr {
     LAZY_MSRS
 };
 
+// What take_startup() found. Both: an INIT, then a STARTUP.
+#define VCPU_GOT_INIT    1u
+#define VCPU_GOT_STARTUP 2u // the vCPU waited for it and begins at `vector` << 12
+
+#define VCPU_NAME_SIZE     40u
 #define VCPU_MTRR_VARIABLE 8u
 #define VCPU_MTRR_FIXED    11u
 
@@ -71,7 +79,8 @@ struct vcpu {
 
     struct sched_entity entity;
     struct ept *ept;
-    void *vm; // for EPT fault hooks
+    void *vm;    // for EPT fault hooks
+    void *lapic; // for the device models
     const struct vcpu_ops *ops;
     const struct cpuid_policy *cpuid;
     uint32_t id; // number in the VM, LAPIC id
@@ -85,6 +94,8 @@ struct vcpu {
     // Set by anyone, read before each entry.
     _Atomic uint32_t recheck; // look around: an event may be pending, stop was set, a HLT came
     _Atomic uint32_t stop;    // leave the guest and report VCPU_STOP
+    _Atomic uint32_t retime;  // with recheck: another CPU armed a device timer of this vCPU's
+    _Atomic uint32_t startup; // with recheck: an INIT or STARTUP arrived
 
     uint64_t next_timer; // host TSC of the next device timer
     uint64_t until;      // end of the slice
@@ -101,6 +112,7 @@ struct vcpu {
     bool nmi_delivered;  // a guest NMI handler runs
     bool waiting_memory; // the last exit could not be finished for lack of a frame
     bool halted;
+    bool parked; // waits for a STARTUP IPI
 
     uint64_t lazy_msr[LAZY_MSRS];
     uint64_t debug[4];
@@ -115,6 +127,7 @@ struct vcpu {
     _Atomic uint64_t unknown_msrs;
     uint32_t logged_msrs[8]; // unknown MSRs already logged once
     uint32_t logged_msr_count;
+    char name[VCPU_NAME_SIZE]; // "alpha", or "alpha/1" of several
 };
 
 // Registers at power-on of the vCPU.
@@ -124,11 +137,13 @@ struct vcpu_start {
     uint16_t gdt_limit, code_selector, data_selector;
 };
 
-// Allocates VMCS, XSAVE area and VPID. E_NOMEM; E_NOSYS when VT-x is not on.
-int vcpu_init(struct vcpu *v, uint32_t id, const char *name, void *vm, struct ept *ept,
-              const struct vcpu_ops *ops, const struct cpuid_policy *cpuid);
+// Allocates VMCS, XSAVE area and VPID. E_NOMEM; E_NOSYS when VT-x is not on. v->name is the
+// caller's to fill.
+int vcpu_init(struct vcpu *v, uint32_t id, void *vm, struct ept *ept, const struct vcpu_ops *ops,
+              const struct cpuid_policy *cpuid);
 void vcpu_free(struct vcpu *v); // it must not run any more
-// Puts the vCPU into the power-on state given; it must not run.
+// Puts the vCPU into the power-on state given, or without one into that of an application
+// processor: after INIT, waiting for a STARTUP. It must not run.
 int vcpu_reset(struct vcpu *v, const struct vcpu_start *start);
 
 // The scheduler entity's run function.
@@ -137,6 +152,10 @@ enum sched_next vcpu_run(struct sched_entity *e, uint64_t until);
 // Something changed for this vCPU (interrupt, NMI): re-evaluate; ends a HLT or a run in the guest.
 // Any CPU, any context that may take RANK_SCHED.
 void vcpu_notify(struct vcpu *v);
+// The same for a device timer of this vCPU's that another CPU has armed.
+void vcpu_notify_timer(struct vcpu *v);
+// The same for an INIT or STARTUP.
+void vcpu_notify_startup(struct vcpu *v);
 // Makes the vCPU leave the guest and stay out until vcpu_allow_run(); returns at once. It is out
 // when vcpu_is_out().
 void vcpu_request_stop(struct vcpu *v);
@@ -158,6 +177,9 @@ void vcpu_set_rflags(struct vcpu *v, uint64_t rflags);
 uint64_t vcpu_gpr(const struct vcpu *v, unsigned reg); // RSP included
 void vcpu_set_gpr(struct vcpu *v, unsigned reg, uint64_t value);
 void vcpu_advance(struct vcpu *v, unsigned length); // RIP behind the instruction; ends STI shadows
+// True when long work for this vCPU should end soon: its slice is over, a timer is due, or somebody
+// wants something of it. For work that the guest can ask to be continued.
+bool vcpu_wanted(const struct vcpu *v);
 unsigned vcpu_cpl(const struct vcpu *v);
 unsigned vcpu_code_size(const struct vcpu *v); // 2, 4 or 8
 // Queues an exception; vectors that push an error code get `error`.

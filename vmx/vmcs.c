@@ -3,7 +3,8 @@
 //
 // FPU, the SYSCALL MSRs and the debug registers are swapped here and not at every exit: Fusor is
 // built for general registers only and uses none of them, so between load and unload they stay the
-// guest's.
+// guest's. Only simd_begin/simd_end borrow the vector registers meanwhile; they are told whose
+// state is there.
 #include "vmx/vmcs.h"
 
 #include <arch/host_state.h>
@@ -12,12 +13,14 @@
 #include "kernel/frames.h"
 #include "kernel/heap.h"
 #include "kernel/memory.h"
+#include "kernel/simd.h"
 #include "kernel/string.h"
 #include "vmx/capability.h"
 #include "vmx/cpuid.h"
 #include "vmx/instructions.h"
 #include "vmx/msr.h"
 #include "vmx/msrs.h"
+#include "vmx/startup.h"
 
 extern void vmx_exit(void); // vmx/entry.asm
 
@@ -59,8 +62,8 @@ static void vpid_free(uint16_t vpid)
     spin_unlock(&vpid_lock);
 }
 
-int vcpu_init(struct vcpu *v, uint32_t id, const char *name, void *vm, struct ept *ept,
-              const struct vcpu_ops *ops, const struct cpuid_policy *cpuid)
+int vcpu_init(struct vcpu *v, uint32_t id, void *vm, struct ept *ept, const struct vcpu_ops *ops,
+              const struct cpuid_policy *cpuid)
 {
     memset(v, 0, sizeof(*v));
     if (!vmx_available())
@@ -86,7 +89,7 @@ int vcpu_init(struct vcpu *v, uint32_t id, const char *name, void *vm, struct ep
         heap_free(v->fpu);
         return E_NOMEM;
     }
-    sched_entity_init(&v->entity, name, vcpu_run);
+    sched_entity_init(&v->entity, v->name, vcpu_run);
     sched_add(&v->entity);
     return 0;
 }
@@ -216,7 +219,12 @@ void vmcs_setup(struct vcpu *v, const struct vcpu_start *start)
 {
     write_controls(v);
     write_host_state();
-    write_guest_state(v, start);
+    if (start != NULL) {
+        write_guest_state(v, start);
+    } else {
+        write_guest_state(v, &(struct vcpu_start){0}); // what INIT leaves alone
+        vcpu_write_init_state(v);
+    }
 }
 
 static void fpu_restore(const struct vcpu *v)
@@ -295,11 +303,13 @@ void vcpu_load(struct vcpu *v)
     __asm__ volatile("mov %0, %%db6" ::"r"(v->dr6));
     cpu_write_cr2(v->cr2);
     fpu_restore(v);
+    simd_set_owner(v->fpu, &v->xcr0);
     vmcs_write(VMCS_TSC_OFFSET, v->tsc_offset);
 }
 
 void vcpu_unload(struct vcpu *v)
 {
+    simd_set_owner(NULL, NULL);
     fpu_save(v);
     v->cr2 = cpu_read_cr2();
     __asm__ volatile("mov %%db0, %0; mov %%db1, %1; mov %%db2, %2; mov %%db3, %3"
@@ -325,16 +335,19 @@ int vcpu_reset(struct vcpu *v, const struct vcpu_start *start)
     v->cr2 = 0;
     v->mtrr_def_type = 0xc06; // enabled, write-back
     v->misc_enable = 1;       // fast strings
-    v->gpr[REG_RSI] = start->rsi;
     v->requeue_info = 0;
     v->nmi_delivered = false;
     v->event_loaded = false;
     v->entered = false;
     v->halted = false;
+    v->parked = start == NULL;
+    v->startup = 0;
     v->waiting_memory = false;
     v->recheck = 1;
     v->next_timer = 0;
     v->tsc_adjust = 0;
+    if (start != NULL)
+        v->gpr[REG_RSI] = start->rsi;
     v->vmcs_cpu = -1;
     fpu_reset(v);
     *(uint32_t *)hpa_to_pointer(v->vmcs) = vmx_capability.revision;

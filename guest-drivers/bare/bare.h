@@ -184,3 +184,11 @@ void test_void(void);
 void test_badinsn(void);
 void test_button(void);
 void test_reset(void);
+void test_hypercall(void);
+void test_fuse(void);
+// --- test_smp.c, test_smp_end.c ---
+void test_smp(void);
+void test_smpspin(void);
+void test_smptriple(void);
+void test_smpreset(void);
+void test_smpoff(void);

@@ -39,7 +39,7 @@ kernel  = \\guests\\nowhere.bin
 
 [vm many]
 memory  = 8M
-cpus    = 7
+cpus    = 17
 kernel  = \\guests\\bare.bin
 
 [vm truncated]

@@ -180,7 +180,7 @@ static void test_the_example_of_the_design(void **state)
           "initrd   = \\guests\\initrd.img\n"
           "cmdline  = \"console=ttyS0 nokaslr\"\n"
           "fusion-group = web\n");
-    assert_string_equal(got.text, "fusor.conf:12: warning: fusion-group is not in effect yet\n");
+    assert_string_equal(got.text, "");
     assert_int_equal(got.vms, 1);
     assert_int_equal(got.vm_line[0], 7);
     const struct vm_config *vm = &got.vm[0];
@@ -286,6 +286,15 @@ static void test_good_values(void **state)
     (void)state;
     assert_int_equal(expect_good("boot = linux")->boot, VM_BOOT_LINUX);
     assert_int_equal(expect_good("cpus = 1")->cpus, 1);
+    char most[32];
+    snprintf(most, sizeof(most), "cpus = %u", VM_CPUS_MAX);
+    assert_int_equal(expect_good(most)->cpus, VM_CPUS_MAX);
+    assert_false(expect_good("page-fusion = off")->page_fusion);
+    assert_true(expect_good("page-fusion = on")->page_fusion);
+    assert_string_equal(expect_good("fusion-group = g1")->fusion_group, "g1");
+    assert_string_equal(expect_good("fusion-group =")->fusion_group, "");
+    assert_int_equal(expect_good("scan = 0")->scan, 0);
+    assert_int_equal(expect_good("scan = 1000000")->scan, 1000000);
     assert_string_equal(expect_good("initrd =")->initrd, "");
     assert_int_equal(expect_good("large-pages = eager")->large_pages, VM_LARGE_EAGER);
     assert_int_equal(expect_good("large-pages = off")->large_pages, VM_LARGE_OFF);
@@ -303,9 +312,6 @@ static void test_good_values(void **state)
 static void test_keys_without_effect(void **state)
 {
     (void)state;
-    assert_false(expect_warning("page-fusion = off")->page_fusion);
-    assert_string_equal(expect_warning("fusion-group = g1")->fusion_group, "g1");
-    assert_int_equal(expect_warning("scan = 1000")->scan, 1000);
     assert_int_equal(expect_warning("balloon = 64M")->balloon, 64 * MIB);
     assert_int_equal(expect_warning("memory-min = 32M")->memory_min, 32 * MIB);
     assert_int_equal(expect_warning("cap = 50")->cap, 50);
@@ -319,8 +325,17 @@ static void test_bad_values(void **state)
     (void)state;
     expect_bad_value("page-fusion = yes", "page-fusion: expected on or off, got \"yes\"");
     expect_bad_value("autostart = 1", "autostart: expected on or off, got \"1\"");
-    expect_bad_value("cpus = 2", "cpus: expected 1 to 1, more is not supported yet, got \"2\"");
-    expect_bad_value("cpus = 0", "cpus: expected 1 to 1, more is not supported yet, got \"0\"");
+    const unsigned wrong_cpus[] = {0, VM_CPUS_MAX + 1};
+    for (size_t i = 0; i < ARRAY_SIZE(wrong_cpus); i++) {
+        char pair[32], message[96];
+        snprintf(pair, sizeof(pair), "cpus = %u", wrong_cpus[i]);
+        snprintf(message, sizeof(message),
+                 "cpus: expected 1 to %u, more is not supported yet, got \"%u\"", VM_CPUS_MAX,
+                 wrong_cpus[i]);
+        expect_bad_value(pair, message);
+    }
+    expect_bad_value("scan = 1000001",
+                     "scan: expected an integer from 0 to 1000000, got \"1000001\"");
     expect_bad_value("boot = pvh", "boot: expected linux, pvh is not supported yet");
     expect_bad_value("boot = multiboot", "boot: expected linux, multiboot is not supported yet");
     expect_bad_value("boot = dos", "boot: expected linux, got \"dos\"");

@@ -2,6 +2,7 @@
 // The console as the operator meets it on the serial line: bytes in, bytes out.
 // sources: shell/config_host_keys.c shell/config_value.c
 // sources: shell/console.c shell/terminal.c shell/line_editor.c shell/arguments.c shell/command.c
+// sources: shell/cmd_fusion.c shell/vm_show.c
 // sources: shell/cmd_host.c shell/cmd_vm.c shell/attach.c shell/events.c shell/facts.c
 // sources: shell/autostart.c shell/metrics.c shell/metrics_print.c shell/config.c
 // sources: shell/config_keys.c boot/config_lex.c kernel/format.c kernel/error.c kernel/lock.c
@@ -69,6 +70,8 @@ static void check_clean(const char *text)
 static void no_vms(void)
 {
     vm_count = 0;
+    fusion_refuses = NULL;
+    fusion_switched = 0;
     guest_in_used = 0;
     guest_out_used = 0;
     guest_in_room = sizeof(guest_in) - 1;
@@ -285,14 +288,18 @@ static void test_unknown_commands(void **state)
     (void)state;
     expect_error("hello", "unknown command \"hello\", `help` lists the commands");
     expect_error("vm", "\"vm\" needs one of: list, show, create, set, start, pause, resume, reset, "
-                       "shutdown, stop, destroy, console");
+                       "shutdown, stop, destroy, fusion, console");
     expect_error("vm balloon a 1M", "\"vm\" needs one of: list, show, create, set, start, pause, "
-                                    "resume, reset, shutdown, stop, destroy, console");
+                                    "resume, reset, shutdown, stop, destroy, fusion, console");
     expect_error("vm show", "usage: vm show NAME");
     expect_error("vm show a b", "usage: vm show NAME");
     expect_error("reboot now", "usage: reboot");
     expect_error("Help", "unknown command \"Help\", `help` lists the commands");
-    expect_error("fusion census", "unknown command \"fusion\", `help` lists the commands");
+    expect_error("fusion", "\"fusion\" needs one of: census");
+    expect_error("fusion off", "\"fusion\" needs one of: census");
+    expect_error("vm fusion a", "usage: vm fusion NAME on|off");
+    expect_error("vm fusion a on off", "usage: vm fusion NAME on|off");
+    expect_error("fusion census a b", "usage: fusion census [GROUP]");
 }
 
 static void test_help(void **state)
@@ -300,9 +307,18 @@ static void test_help(void **state)
     (void)state;
     const char *got = type("help\r");
     check_clean(got);
-    static const char *const commands[] = {
-        "help",     "host",    "metrics",         "log",       "term", "reboot",
-        "poweroff", "vm list", "vm console NAME", "exits NAME"};
+    static const char *const commands[] = {"help",
+                                           "host",
+                                           "metrics",
+                                           "log",
+                                           "term",
+                                           "reboot",
+                                           "poweroff",
+                                           "vm list",
+                                           "vm console NAME",
+                                           "exits NAME",
+                                           "vm fusion NAME on|off",
+                                           "fusion census [GROUP]"};
     for (size_t i = 0; i < ARRAY_SIZE(commands); i++) {
         char line[64];
         snprintf(line, sizeof(line), "\r\n%s ", commands[i]);
@@ -313,9 +329,12 @@ static void test_help(void **state)
         lines++;
     for (const struct command *c = vm_commands; c->name != NULL; c++)
         lines++;
+    for (const struct command *c = fusion_commands; c->name != NULL; c++)
+        lines++;
     assert_int_equal(occurrences(got, "\r\n"), lines + 1);
     assert_non_null(strstr(type("help vm start\r"), "\r\nvm start NAME "));
-    assert_int_equal(occurrences(type("help vm\r"), "\r\nvm "), 12);
+    assert_int_equal(occurrences(type("help vm\r"), "\r\nvm "), 13);
+    assert_int_equal(occurrences(type("help fusion\r"), "\r\nfusion "), 1);
     expect_error("help nonsense", "unknown command \"nonsense\", `help` lists the commands");
     expect_error("help host x", "usage: help [COMMAND]");
 }
@@ -335,6 +354,7 @@ static void test_host(void **state)
                                         "memory-used: ",
                                         "memory-free: ",
                                         "ept: 4k 2m 1g",
+                                        "fusion-engine: general\r",
                                         "writable-executable-mappings: 0",
                                         "serial-lost-bytes: 0",
                                         "files: 3",
@@ -430,7 +450,7 @@ static void test_vm_errors(void **state)
     expect_error("vm create a memory=1M kernel=\\other", "\\other was not loaded at boot");
     expect_error("vm create a memory=1M memory=2M", "memory: expected once, it is given twice");
     // One line also when a warning would have come before the error.
-    expect_error("vm create a scan=5 memory=12",
+    expect_error("vm create a cap=5 memory=12",
                  "memory: expected an integer with K, M or G, got \"12\"");
     assert_int_equal(vm_count, 0);
     create("a");
@@ -443,6 +463,191 @@ static void test_vm_errors(void **state)
     expect_error("vm start a", "VT-x is not in use, remove \\fusor\\console-only and reboot");
     shell_facts.console_only = false;
     no_vms();
+}
+
+// Expects each of the lines in the answer, whole, and in this order.
+static void expect_lines(const char *command, const char *const *lines, size_t count)
+{
+    char sent[64];
+    snprintf(sent, sizeof(sent), "%s\r", command);
+    const char *got = type(sent);
+    check_clean(got);
+    const char *at = got;
+    for (size_t i = 0; i < count; i++) {
+        char line[96];
+        snprintf(line, sizeof(line), "\r\n%s\r\n", lines[i]);
+        at = strstr(at, line);
+        if (at == NULL)
+            fail_msg("no line %s, or out of order, in %s", lines[i], got);
+        assert_int_equal(occurrences(got, line), 1);
+    }
+}
+
+static void test_vm_show_fusion(void **state)
+{
+    (void)state;
+    static const char *const none[] = {"guest-total: -", "guest-free: -",      "guest-available: -",
+                                       "guest-cache: -", "fusion: on",         "hints-received: 0",
+                                       "hints-fused: 0", "hints-unmatched: 0", "hints-rejected: 0",
+                                       "splits: 0",      "futile-splits: 0",   "last-sharers: 0",
+                                       "cancelled: 0",   "backoff: 0",         "fusion-ticks: 0",
+                                       "large-fused: 0", "scanned: 0"};
+    static const char *const all[] = {
+        "guest-total: 400 kB", "guest-free: 80 kB", "guest-available: 120 kB",
+        // A guest may say anything.
+        "guest-cache: 18014398509481980 kB", "fusion: splitting", "fusion-left: 20 kB",
+        "hints-received: 96", "hints-fused: 11", "hints-unmatched: 7", "hints-rejected: 78",
+        "splits: 12", "futile-splits: 13", "last-sharers: 14", "cancelled: 15", "backoff: 16",
+        "fusion-ticks: 18446744073709551615", "large-fused: 17", "scanned: 18"};
+    no_vms();
+    create("a");
+    expect_lines("vm show a", none, ARRAY_SIZE(none));
+    assert_null(strstr(type("vm show a\r"), "fusion-left"));
+    fusion_lost = "a"; // fusion does not know it yet
+    expect_lines("vm show a", none, ARRAY_SIZE(none));
+    fusion_lost = NULL;
+    vms[0].report = (struct vm_report){true, 100, 20, 30, UINT64_MAX};
+    fusions[0].mode = FUSION_SPLITTING;
+    fusions[0].shared_left = 5;
+    struct fusion_figures *f = &fusions[0].figures;
+    *f = (struct fusion_figures){.received = 96,
+                                 .fused = 11,
+                                 .unmatched = 7,
+                                 .splits = 12,
+                                 .futile_splits = 13,
+                                 .last_sharers = 14,
+                                 .cancelled = 15,
+                                 .backoff = 16,
+                                 .ticks = UINT64_MAX,
+                                 .large_fused = 17,
+                                 .scanned = 18};
+    for (unsigned i = 0; i < FUSION_REJECTS; i++)
+        f->rejected[i] = i + 1; // 78 in all
+    expect_lines("vm show a", all, ARRAY_SIZE(all));
+    fusions[0].mode = FUSION_OFF;
+    assert_non_null(strstr(type("vm show a\r"), "\r\nfusion: off\r\nhints-received: 96\r\n"));
+}
+
+static void test_vm_fusion(void **state)
+{
+    (void)state;
+    no_vms();
+    create("a");
+    expect("vm fusion a off", "ok\r\n");
+    assert_int_equal(fusions[0].mode, FUSION_OFF);
+    expect("vm fusion a on", "ok\r\n");
+    assert_int_equal(fusions[0].mode, FUSION_ON);
+    vms[0].shared = 8;
+    expect("vm fusion a off", "ok\r\n");
+    assert_int_equal(fusions[0].mode, FUSION_SPLITTING);
+    assert_int_equal(fusion_switched, 3);
+    expect_error("vm fusion a maybe", "expected on or off, got \"maybe\"");
+    expect_error("vm fusion a On", "expected on or off, got \"On\"");
+    expect_error("vm fusion nobody on", "no VM is called \"nobody\", `vm list` shows all");
+    fusion_refuses = "no memory for its list, `vm stop` another VM";
+    expect_error("vm fusion a on", "VM a: no memory for its list, `vm stop` another VM");
+    fusion_refuses = "";
+    expect_error("vm fusion a on", "VM a: out of memory");
+    assert_int_equal(fusion_switched, 3);
+}
+
+static void test_vm_set_page_fusion(void **state)
+{
+    (void)state;
+    no_vms();
+    create("a");
+    expect("vm set a fusion-group=web scan=100 weight=7", "ok\r\n");
+    assert_string_equal(vms[0].config.fusion_group, "web");
+    assert_int_equal(vms[0].config.scan, 100);
+    // Only what changes is switched.
+    expect("vm set a page-fusion=on", "ok\r\n");
+    assert_int_equal(fusion_switched, 0);
+    expect("vm set a page-fusion=off weight=8", "ok\r\n");
+    assert_int_equal(fusion_switched, 1);
+    assert_int_equal(fusions[0].mode, FUSION_OFF);
+    expect("vm set a weight=9", "ok\r\n");
+    expect("vm set a page-fusion=off", "ok\r\n");
+    assert_int_equal(fusion_switched, 1);
+    expect("vm set a page-fusion=on cap=5", "warning: cap is not in effect yet\r\nok\r\n");
+    assert_int_equal(fusion_switched, 2);
+    assert_int_equal(fusions[0].mode, FUSION_ON);
+    // Also when the switch stands otherwise than the config said.
+    fusions[0].mode = FUSION_OFF;
+    expect("vm set a page-fusion=on", "ok\r\n");
+    assert_int_equal(fusion_switched, 3);
+    assert_int_equal(fusions[0].mode, FUSION_ON);
+    // All or nothing, and one line.
+    fusion_refuses = "no memory";
+    expect_error("vm set a page-fusion=off weight=10 cap=6", "VM a: no memory");
+    assert_true(vms[0].config.page_fusion);
+    assert_int_equal(vms[0].config.weight, 9);
+    assert_int_equal(vms[0].config.cap, 5);
+    fusion_refuses = NULL;
+    expect_error("vm set a page-fusion=off memory=12",
+                 "memory: expected an integer with K, M or G, got \"12\"");
+    assert_int_equal(fusion_switched, 3);
+    // A new VM begins as its config says, nothing is switched.
+    expect("vm create b memory=4M kernel=\\guests\\vmlinuz page-fusion=off fusion-group=web",
+           "ok\r\n");
+    assert_int_equal(fusions[1].mode, FUSION_OFF);
+    assert_int_equal(fusion_switched, 3);
+}
+
+static void test_census(void **state)
+{
+    (void)state;
+    no_vms();
+    census_result = 0;
+    census_says = (struct fusion_census){2, 1000, 100, 400, 50, 900, 370, 45, 360};
+    expect("fusion census", "vms: 2\r\nresident: 4000 kB\r\nzero: 400 kB\r\n"
+                            "shareable: 1600 kB\r\nshareable-zero: 200 kB\r\n"
+                            "unchanged: 3600 kB\r\nunchanged-shareable: 1480 kB\r\n"
+                            "unchanged-shareable-zero: 180 kB\r\nsaved: 1440 kB\r\n"
+                            "efficiency-unchanged: 97.2 %\r\nefficiency-all: 90.0 %\r\n");
+    assert_string_equal(census_group, "(all)");
+    static const struct {
+        uint64_t saved, shareable;
+        const char *shown;
+    } shares[] = {{0, 0, "-"},
+                  {5, 0, "-"},
+                  {0, 7, "0.0 %"},
+                  {1, 1001, "0.0 %"},
+                  {1, 1000, "0.1 %"},
+                  {9999, 10000, "99.9 %"},
+                  {7, 7, "100.0 %"},
+                  {1025, 1000, "102.5 %"},
+                  {UINT64_C(1) << 40, UINT64_C(1) << 40, "100.0 %"}};
+    for (size_t i = 0; i < ARRAY_SIZE(shares); i++) {
+        char lines[128];
+        census_says.saved = shares[i].saved;
+        census_says.shareable = shares[i].shareable;
+        census_says.unchanged_shareable = shares[i].shareable;
+        snprintf(lines, sizeof(lines),
+                 " kB\r\nefficiency-unchanged: %s\r\nefficiency-all: %s\r\n" PROMPT,
+                 shares[i].shown, shares[i].shown);
+        const char *got = type("fusion census web\r");
+        if (strstr(got, lines) == NULL)
+            fail_msg("no %s in %s", lines, got);
+        assert_string_equal(census_group, "web");
+    }
+    // Names that no group can have do not get there.
+    expect_error("fusion census Web", "no VM is in a group \"Web\", `vm show NAME` says "
+                                      "fusion-group");
+    assert_string_equal(census_group, "web");
+    census_result = E_NOENT;
+    expect_error("fusion census db", "no VM is in a group \"db\", `vm show NAME` says "
+                                     "fusion-group");
+    assert_string_equal(census_group, "db");
+    expect_error("fusion census", "there is no VM to count, `vm list` shows all");
+    census_result = E_NOMEM;
+    expect_error("fusion census", "not enough free memory for the census, name one group or "
+                                  "`vm stop` a VM");
+    census_result = E_BUSY;
+    expect_error("fusion census", "another census runs, try again when it is done");
+    census_result = E_NOSYS;
+    char error[128];
+    snprintf(error, sizeof(error), "fusion census: %s", error_text(E_NOSYS));
+    expect_error("fusion census", error);
 }
 
 static void guest_says(const char *text)
@@ -594,14 +799,26 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_boot), // first: the others go on from the prompt it reaches
-        cmocka_unit_test(test_line_ends),   cmocka_unit_test(test_editing),
-        cmocka_unit_test(test_noise),       cmocka_unit_test(test_long_lines),
-        cmocka_unit_test(test_burst),       cmocka_unit_test(test_words),
-        cmocka_unit_test(test_globs),       cmocka_unit_test(test_unknown_commands),
-        cmocka_unit_test(test_help),        cmocka_unit_test(test_host),
-        cmocka_unit_test(test_vm_commands), cmocka_unit_test(test_vm_errors),
-        cmocka_unit_test(test_vm_console),  cmocka_unit_test(test_vm_console_ends),
-        cmocka_unit_test(test_events),      cmocka_unit_test(test_log),
+        cmocka_unit_test(test_line_ends),
+        cmocka_unit_test(test_editing),
+        cmocka_unit_test(test_noise),
+        cmocka_unit_test(test_long_lines),
+        cmocka_unit_test(test_burst),
+        cmocka_unit_test(test_words),
+        cmocka_unit_test(test_globs),
+        cmocka_unit_test(test_unknown_commands),
+        cmocka_unit_test(test_help),
+        cmocka_unit_test(test_host),
+        cmocka_unit_test(test_vm_commands),
+        cmocka_unit_test(test_vm_errors),
+        cmocka_unit_test(test_vm_show_fusion),
+        cmocka_unit_test(test_vm_fusion),
+        cmocka_unit_test(test_vm_set_page_fusion),
+        cmocka_unit_test(test_census),
+        cmocka_unit_test(test_vm_console),
+        cmocka_unit_test(test_vm_console_ends),
+        cmocka_unit_test(test_events),
+        cmocka_unit_test(test_log),
         cmocka_unit_test(test_power),
     };
     return cmocka_run_group_tests_name("console", tests, set_up, NULL);

@@ -366,13 +366,23 @@ static void test_range(void **state)
             struct cpuid_leaf r = get(beyond[i], i);
             assert_memory_equal(&r, &last, sizeof(r));
         }
-        // The hypervisor's range: its own signature and nothing else.
+        // The hypervisor's range: its own two leaves and nothing else.
         struct cpuid_leaf h = get(0x40000000u, 0);
         char signature[13] = {0};
         memcpy(signature, &h.ebx, 12);
         assert_memory_equal(signature, "FusorFusor\0\0", 13);
-        assert_int_equal(h.eax, 0x40000000u);
-        assert_zero(0x40000001u, 0);
+        assert_int_equal(h.eax, 0x40000001u);
+        // Version 1, hints and statistics, lists of 512; whatever the machine and the subleaf.
+        for (uint32_t subleaf = 0; subleaf < 3; subleaf++) {
+            struct cpuid_leaf f = get(0x40000001u, subleaf), s = get(0x40000000u, subleaf);
+            assert_int_equal(f.eax, 1);
+            assert_int_equal(f.ebx, BIT(0) | BIT(1));
+            assert_int_equal(f.ecx, 512);
+            assert_int_equal(f.edx, 0);
+            assert_memory_equal(&s, &h, sizeof(s));
+        }
+        assert_false(cpuid_policy_is_constant(0x40000001u));
+        assert_zero(0x40000002u, 0);
         assert_zero(0x40000100u, 0);
         assert_zero(0x4fffffffu, 0);
         // Extended leaves end at 0x80000008.

@@ -2,6 +2,7 @@
 // The output of `metrics` in its three forms: shape, identities, filters.
 // sources: shell/config_host_keys.c shell/config_value.c
 // sources: shell/console.c shell/terminal.c shell/line_editor.c shell/arguments.c shell/command.c
+// sources: shell/cmd_fusion.c shell/vm_show.c
 // sources: shell/cmd_host.c shell/cmd_vm.c shell/attach.c shell/events.c shell/facts.c
 // sources: shell/autostart.c shell/metrics.c shell/metrics_print.c shell/config.c
 // sources: shell/config_keys.c boot/config_lex.c kernel/format.c kernel/error.c kernel/lock.c
@@ -18,6 +19,12 @@
 
 #define PROMPT "fusor> "
 #define LINES  4096u
+
+// Lines of the host; of a VM, 3 reasons of exits and all of rejected hints among them; those of a
+// VM that only its driver knows; and all VMs'.
+#define HOST_LINES   10u
+#define VM_LINES     (24u + 3u + FUSION_REJECTS)
+#define DRIVER_LINES 4u
 
 // The answer to a line, without echo and prompt, as lines.
 static char answer[1024 * 1024];
@@ -82,6 +89,20 @@ static void add(const char *name, uint64_t private_frames, uint64_t shared, uint
     vm->shootdowns = 3;
     vm->large_splits = 2;
     vm->large_collapses = 1;
+    struct fusion_figures *f = &fusions[vm - vms].figures;
+    *f = (struct fusion_figures){.received = 96,
+                                 .fused = 11,
+                                 .unmatched = 7,
+                                 .splits = 12,
+                                 .futile_splits = 13,
+                                 .last_sharers = 14,
+                                 .cancelled = 15,
+                                 .backoff = 16,
+                                 .ticks = UINT64_MAX - vm_count,
+                                 .large_fused = 17,
+                                 .scanned = 18};
+    for (unsigned i = 0; i < FUSION_REJECTS; i++)
+        f->rejected[i] = i + 1;
 }
 
 static void three_vms(void)
@@ -97,7 +118,7 @@ static void test_four_fields(void **state)
     (void)state;
     three_vms();
     ask("metrics");
-    assert_int_equal(line_count, 10 + 3 * (16 + 3));
+    assert_int_equal(line_count, HOST_LINES + 3 * VM_LINES);
     for (unsigned i = 0; i < line_count; i++) {
         char fields[4][128];
         char rest;
@@ -131,8 +152,8 @@ static void test_identities(void **state)
     assert_int_equal(value("host", "RAM/VMM/Used", "kB"),
                      total - value("host", "RAM/VMM/Free", "kB"));
     assert_int_equal(value("host", "RAM/VMM/Files", "kB"), 42 * 4);
-    assert_int_equal(value("host", "RAM/VMM/Saved", "kB"), 0);
     uint64_t private_sum = 0;
+    uint64_t shared_sum = 0;
     uint64_t balloon_sum = 0;
     for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
         uint64_t private_kb = value(names[i], "Guest/RAM/Usage/Private", "kB");
@@ -143,9 +164,13 @@ static void test_identities(void **state)
                              value(names[i], "Guest/RAM/Usage/Untouched", "kB"));
         assert_int_equal(value(names[i], "Guest/RAM/Usage/Resident", "kB"), private_kb + shared);
         private_sum += private_kb;
+        shared_sum += shared;
         balloon_sum += balloon;
     }
     assert_int_equal(private_sum, value("host", "RAM/VMM/Private", "kB"));
+    assert_int_equal(shared_sum,
+                     value("host", "RAM/VMM/Shared", "kB") + value("host", "RAM/VMM/Saved", "kB"));
+    assert_int_equal(value("host", "RAM/VMM/Saved", "kB"), 20 * 4);
     assert_int_equal(balloon_sum, value("host", "RAM/VMM/Ballooned", "kB"));
     assert_true(value("alpha", "CPU/Run", "ticks") == UINT64_MAX);
     assert_int_equal(value("alpha", "CPU/Wait", "ticks"), 7);
@@ -157,10 +182,91 @@ static void test_identities(void **state)
     assert_int_equal(value("alpha", "Exits/EPT-violation", "count"), 5);
 }
 
-static void test_what_the_driver_would_know(void **state)
+static void test_fusion(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *metric;
+        uint64_t value;
+    } counts[] = {{"Hints/Received", 96}, {"Hints/Fused", 11},  {"Hints/Unmatched", 7},
+                  {"Splits", 12},         {"FutileSplits", 13}, {"Cancelled", 15},
+                  {"Backoff", 16}};
+    char name[64];
+    three_vms();
+    ask("metrics beta Fusion/*");
+    assert_int_equal(line_count, ARRAY_SIZE(counts) + 1 + FUSION_REJECTS);
+    for (size_t i = 0; i < ARRAY_SIZE(counts); i++) {
+        snprintf(name, sizeof(name), "Fusion/%s", counts[i].metric);
+        assert_int_equal(value("beta", name, "count"), counts[i].value);
+    }
+    assert_true(value("beta", "Fusion/Ticks", "ticks") == UINT64_MAX - 2); // its own, not alpha's
+    uint64_t rejected = 0;
+    for (unsigned i = 0; i < FUSION_REJECTS; i++) {
+        snprintf(name, sizeof(name), "Fusion/Hints/Rejected/%s", fusion_reject_names[i]);
+        assert_int_equal(value("beta", name, "count"), i + 1);
+        rejected += i + 1;
+    }
+    assert_int_equal(value("beta", "Fusion/Hints/Received", "count"),
+                     value("beta", "Fusion/Hints/Fused", "count") +
+                         value("beta", "Fusion/Hints/Unmatched", "count") + rejected);
+
+    ask("metrics * Fusion/Hints/*/nomem");
+    assert_int_equal(line_count, 3);
+    assert_string_equal(lines[0], "alpha Fusion/Hints/Rejected/nomem 12 count");
+    ask("metrics --json alpha Fusion/Hints/Rejected/off");
+    assert_int_equal(line_count, 3);
+    assert_string_equal(lines[1], "{\"object\":\"alpha\",\"metric\":\"Fusion/Hints/Rejected/off\","
+                                  "\"value\":5,\"unit\":\"count\"}");
+    ask("metrics --prometheus alpha Fusion/Hints/Rejected/[a-z]*");
+    assert_int_equal(line_count, 1); // no error of the shell's globs: [ is a character
+    ask("metrics --prometheus * Fusion/Hints/Rejected/b*");
+    assert_int_equal(line_count, 1 + 3 * 3);
+    assert_string_equal(lines[0], "# TYPE fusor_fusion_hints_rejected_total counter");
+    assert_string_equal(lines[1],
+                        "fusor_fusion_hints_rejected_total{object=\"alpha\",reason=\"budget\"} 4");
+    ask("metrics --prometheus alpha CPU/Run");
+    assert_string_equal(lines[0], "# TYPE fusor_cpu_run_ticks_total counter");
+    ask("metrics --prometheus alpha Fusion/Ticks");
+    assert_string_equal(lines[0], "# TYPE fusor_fusion_ticks_total counter");
+
+    // A VM that vanishes behind the snapshot: its frames are in it, what fusion counted is not.
+    fusion_lost = "beta";
+    ask("metrics");
+    fusion_lost = NULL;
+    assert_int_equal(line_count, HOST_LINES + 3 * VM_LINES);
+    assert_int_equal(value("beta", "Guest/RAM/Usage/Shared", "kB"), 80);
+    assert_int_equal(value("beta", "Fusion/Hints/Received", "count"), 0);
+    assert_int_equal(value("beta", "Fusion/Ticks", "ticks"), 0);
+    assert_int_equal(value("beta", "Fusion/Hints/Rejected/nomem", "count"), 0);
+    assert_int_equal(value("alpha", "Fusion/Hints/Received", "count"), 96);
+}
+
+static void test_what_the_driver_knows(void **state)
 {
     (void)state;
     static const char *const names[] = {"Total", "Free", "Available", "Cache"};
+    static const char *const said[] = {"400", "80", "120", "18014398509481980"};
+    three_vms();
+    // One has a driver, which is not to be trusted.
+    vms[1].report = (struct vm_report){true, 100, 20, 30, UINT64_MAX};
+    for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
+        char command[64], wanted[96];
+        snprintf(command, sizeof(command), "metrics beta */%s", names[i]);
+        snprintf(wanted, sizeof(wanted), "beta Guest/RAM/Usage/%s %s kB", names[i], said[i]);
+        ask(command);
+        assert_int_equal(line_count, 1);
+        assert_string_equal(lines[0], wanted);
+    }
+    ask("metrics --json * */Usage/Free");
+    assert_int_equal(line_count, 5);
+    assert_non_null(
+        strstr(lines[1], "\"alpha\",\"metric\":\"Guest/RAM/Usage/Free\",\"value\":null,"));
+    assert_non_null(strstr(lines[2], "\"beta\",\"metric\":\"Guest/RAM/Usage/Free\",\"value\":80,"));
+    ask("metrics --prometheus * */Usage/Cache");
+    assert_int_equal(line_count, 2);
+    assert_string_equal(lines[0], "# TYPE fusor_guest_ram_usage_cache_bytes gauge");
+    assert_string_equal(lines[1], "fusor_guest_ram_usage_cache_bytes{object=\"beta\"} "
+                                  "18446744073709547520");
     three_vms();
     for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
         char command[64], wanted[64];
@@ -177,7 +283,7 @@ static void test_filters(void **state)
     (void)state;
     three_vms();
     ask("metrics host");
-    assert_int_equal(line_count, 10);
+    assert_int_equal(line_count, HOST_LINES);
     ask("metrics host RAM/VMM/F*");
     assert_int_equal(line_count, 3);
     ask("metrics beta CPU/*");
@@ -195,7 +301,7 @@ static void test_filters(void **state)
     assert_string_equal(lines[0], "error: usage: metrics [--json|--prometheus] [OBJECT|* [GLOB]]");
     vm_count = 0;
     ask("metrics");
-    assert_int_equal(line_count, 10);
+    assert_int_equal(line_count, HOST_LINES);
 }
 
 static void test_json(void **state)
@@ -205,7 +311,7 @@ static void test_json(void **state)
     ask("metrics --json");
     assert_string_equal(lines[0], "[");
     assert_string_equal(lines[line_count - 1], "]");
-    assert_int_equal(line_count, 2 + 10 + 3 * (16 + 3));
+    assert_int_equal(line_count, 2 + HOST_LINES + 3 * VM_LINES);
     for (unsigned i = 1; i + 1 < line_count; i++) {
         char object[64], metric[128], number[32], unit[16];
         char end[4] = "";
@@ -257,9 +363,9 @@ static void test_prometheus(void **state)
             3);
         assert_string_equal(name, family);
     }
-    // 10 of the host, 12 that are known of VMs, one for all exits.
-    assert_int_equal(families, 23);
-    assert_int_equal(line_count, 23 + 10 + 3 * (12 + 3));
+    // One for all exits, and one for all hints rejected.
+    assert_int_equal(families, HOST_LINES + 24 - DRIVER_LINES + 2);
+    assert_int_equal(line_count, families + HOST_LINES + 3 * (VM_LINES - DRIVER_LINES));
     ask("metrics --prometheus host RAM/VMM/Total");
     assert_int_equal(line_count, 2);
     assert_string_equal(lines[0], "# TYPE fusor_ram_vmm_total_bytes gauge");
@@ -280,11 +386,9 @@ static int set_up(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_four_fields),
-        cmocka_unit_test(test_identities),
-        cmocka_unit_test(test_what_the_driver_would_know),
-        cmocka_unit_test(test_filters),
-        cmocka_unit_test(test_json),
+        cmocka_unit_test(test_four_fields), cmocka_unit_test(test_identities),
+        cmocka_unit_test(test_fusion),      cmocka_unit_test(test_what_the_driver_knows),
+        cmocka_unit_test(test_filters),     cmocka_unit_test(test_json),
         cmocka_unit_test(test_prometheus),
     };
     return cmocka_run_group_tests_name("metrics", tests, set_up, NULL);

@@ -51,6 +51,14 @@ static inline struct cpuid_regs cpu_cpuid(uint32_t leaf, uint32_t subleaf)
     return r;
 }
 
+// RDRAND, where CPUID announces it. False when the CPU had nothing to give.
+static inline bool cpu_random(uint64_t *value)
+{
+    bool good;
+    __asm__ volatile("rdrand %0" : "=r"(*value), "=@ccc"(good) : : "cc");
+    return good;
+}
+
 static inline void cpu_out8(uint16_t port, uint8_t value)
 {
     __asm__ volatile("outb %0, %1" ::"a"(value), "Nd"(port) : "memory");

@@ -12,6 +12,7 @@
 
 #include "ept/ept.h"
 #include "fake.h"
+#include "fusion/fusion.h"
 #include "kernel/error.h"
 #include "kernel/files.h"
 #include "kernel/frames.h"
@@ -259,6 +260,7 @@ bool log_read(uint64_t *sequence, enum log_level max_level, char *buffer, size_t
 // --- VMs ---
 
 static struct vm_info vms[VM_MAX];
+static struct fusion_info fusions[VM_MAX]; // of the VM with the same index
 static unsigned vm_count;
 static uint64_t next_vm_id = 1;
 static char guest_out[1024]; // every VM says the same
@@ -295,6 +297,7 @@ int vm_create(const struct vm_config *config, char *why)
     vm->config = *config;
     vm->configured = config->memory / PAGE_SIZE;
     vm->untouched = vm->configured;
+    fusions[vm - vms] = (struct fusion_info){.mode = config->page_fusion ? FUSION_ON : FUSION_OFF};
     return 0;
 }
 
@@ -304,7 +307,10 @@ int vm_destroy(const char *name, char *why)
     (void)why;
     if (vm == NULL)
         return E_NOENT;
-    memmove(vm, vm + 1, (size_t)(&vms[--vm_count] - vm) * sizeof(*vm));
+    struct fusion_info *fusion = &fusions[vm - vms];
+    size_t behind = (size_t)(&vms[--vm_count] - vm);
+    memmove(vm, vm + 1, behind * sizeof(*vm));
+    memmove(fusion, fusion + 1, behind * sizeof(*fusion));
     return 0;
 }
 
@@ -383,9 +389,16 @@ void frames_snapshot(struct frames_snapshot *out, struct frame_account *const *a
     out->total = machine_frames;
     out->count[FRAME_FUSOR] = 1000;
     out->count[FRAME_TABLE] = 10 * vm_count;
-    for (unsigned i = 0; i < vm_count; i++)
+    // What is shared is shared by all: one frame each, as many as the VM that shares most has.
+    uint64_t shared_gfns = 0;
+    for (unsigned i = 0; i < vm_count; i++) {
         out->count[FRAME_PRIVATE] += vms[i].private_frames;
-    out->count[FRAME_FREE] = machine_frames - 1000 - 10 * vm_count - out->count[FRAME_PRIVATE];
+        out->count[FRAME_SHARED] = MAX(out->count[FRAME_SHARED], vms[i].shared);
+        shared_gfns += vms[i].shared;
+    }
+    out->saved = shared_gfns - out->count[FRAME_SHARED];
+    out->count[FRAME_FREE] = machine_frames - 1000 - 10 * vm_count - out->count[FRAME_PRIVATE] -
+                             out->count[FRAME_SHARED];
     out->file_frames = 42;
 }
 
@@ -438,6 +451,57 @@ int vm_console_write(const char *name, const char *data, size_t size)
     memcpy(guest_in + guest_in_used, data, n);
     guest_in_used += n;
     return (int)n;
+}
+
+// --- fusion ---
+
+static const char *fusion_lost;    // this VM vanishes after every snapshot
+static const char *fusion_refuses; // why the switch cannot be thrown, NULL: it can
+static unsigned fusion_switched;   // how often it was
+static struct fusion_census census_says;
+static int census_result;
+static char census_group[64]; // what the census was asked for, "(all)" for NULL
+
+const char *const fusion_reject_names[FUSION_REJECTS] = {
+    "range",  "reserved", "duplicate", "budget", "off",      "absent",
+    "shared", "pinned",   "backoff",   "busy",   "mismatch", "nomem"};
+
+int fusion_get(const char *vm_name, struct fusion_info *out)
+{
+    struct vm_info *vm = find_vm(vm_name);
+    if (vm == NULL || (fusion_lost != NULL && strcmp(fusion_lost, vm_name) == 0))
+        return E_NOENT;
+    *out = fusions[vm - vms];
+    return 0;
+}
+
+// Those that share something are split later.
+int fusion_switch(const char *vm_name, bool on, char *why)
+{
+    struct vm_info *vm = find_vm(vm_name);
+    if (vm == NULL)
+        return E_NOENT;
+    if (fusion_refuses != NULL) {
+        snprintf(why, VM_WHY_MAX, "%s", fusion_refuses);
+        return E_NOMEM;
+    }
+    vm->config.page_fusion = on;
+    fusions[vm - vms].mode = on ? FUSION_ON : vm->shared > 0 ? FUSION_SPLITTING : FUSION_OFF;
+    fusion_switched++;
+    return 0;
+}
+
+const char *fusion_engine(void)
+{
+    return "general";
+}
+
+int fusion_census(const char *group, struct fusion_census *out)
+{
+    snprintf(census_group, sizeof(census_group), "%s", group != NULL ? group : "(all)");
+    fiber_yield(); // counting takes its time
+    *out = census_says;
+    return census_result;
 }
 
 static void (*event_sink)(const char *line);

@@ -1,0 +1,269 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Hints come in: each is validated, hashed without protection and looked up. One without partner
+// is only remembered; those with one go on to fuse.c.
+//
+// Locks: one bucket lock for the look-up; one gfn lock where a page that was remembered with
+// another content gets a new version.
+#include "fusion/engine.h"
+
+#include "fusion/page_ops.h"
+#include "kernel/error.h"
+#include "kernel/memory.h"
+#include "kernel/string.h"
+#include "kernel/time.h"
+
+// In the owner's byte of struct frame.flags while private: the index has, or had, an entry of this
+// version. Set without the gfn lock, possibly on a frame that is somebody else's by now; then it
+// only makes one more version.
+#define FRAME_F_REMEMBERED (1u << 8)
+
+#define RANGE_PAGES UINT64_C(512)
+
+// Finds gfns that stand twice in a chunk. A bit per gfn modulo 1024 answers nearly always.
+struct seen {
+    uint64_t bits[16];
+};
+
+static bool seen_before(struct seen *s, const struct fusion_chunk *chunk, gfn_t gfn)
+{
+    uint64_t *word = &s->bits[gfn.raw >> 6 & 15];
+    uint64_t bit = UINT64_C(1) << (gfn.raw & 63);
+    bool hit = (*word & bit) != 0;
+    *word |= bit;
+    for (unsigned i = 0; hit && i < chunk->count; i++)
+        if (chunk->item[i].gfn.raw == gfn.raw)
+            return true;
+    return false;
+}
+
+static int refuse(struct fusion_vm *f, enum fusion_reject why, int error)
+{
+    fusion_count(&f->count.received, 1);
+    fusion_rejected(f, why);
+    return -error;
+}
+
+static gfn_t entry_gfn(uint64_t entry)
+{
+    return (gfn_t){entry & FUSOR_ENTRY_GFN_MASK};
+}
+
+static unsigned entry_class(uint64_t entry)
+{
+    return (unsigned)(entry >> FUSOR_ENTRY_CLASS_SHIFT) & 15;
+}
+
+static unsigned entry_order(uint64_t entry)
+{
+    return (unsigned)(entry >> FUSOR_ENTRY_ORDER_SHIFT) & 15;
+}
+
+// What is wrong with an entry, or -1.
+static int entry_fault(const struct vm *vm, uint64_t entry)
+{
+    gfn_t gfn = entry_gfn(entry);
+    if ((entry & FUSOR_ENTRY_RESERVED) != 0 || entry_class(entry) >= FUSOR_CLASSES ||
+        (entry_order(entry) != 0 &&
+         (entry_order(entry) != 9 || (gfn.raw & (RANGE_PAGES - 1)) != 0)))
+        return FUSION_REJECT_RESERVED;
+    if (vm_area_of(vm, gfn) != VM_AREA_RAM)
+        return FUSION_REJECT_RANGE;
+    if (entry_order(entry) != 0 &&
+        vm_area_of(vm, (gfn_t){gfn.raw + RANGE_PAGES - 1}) != VM_AREA_RAM)
+        return FUSION_REJECT_RANGE;
+    return -1;
+}
+
+// A valid hint becomes an item, with the frame that is behind it now.
+static void examine(struct fusion_vm *f, struct fusion_item *item, uint64_t now)
+{
+    struct ept_leaf leaf = ept_lookup(&f->vm->ept, item->gfn);
+    int why = -1;
+    if (!leaf.present)
+        why = FUSION_REJECT_ABSENT;
+    else if (leaf.kind == EPT_KIND_SHARED)
+        why = FUSION_REJECT_SHARED;
+    else if (leaf.kind != EPT_KIND_PRIVATE)
+        why = FUSION_REJECT_BUSY;
+    else if (frame_at(leaf.frame)->count != 0)
+        why = FUSION_REJECT_PINNED;
+    else if (backoff_ignores(f->backoff, item->gfn, now))
+        why = FUSION_REJECT_BACKOFF;
+    item->frame = leaf.frame;
+    item->outcome = OUTCOME_NONE;
+    if (why >= 0) {
+        item->outcome = OUTCOME_REJECTED;
+        fusion_rejected(f, (enum fusion_reject)why);
+    }
+}
+
+// The page at gfn has another content than the index remembers: what it remembers becomes stale.
+static void renew_version(struct fusion_vm *f, const struct fusion_item *item)
+{
+    struct ept *ept = &f->vm->ept;
+    ept_lock_gfn(ept, item->gfn);
+    struct ept_leaf leaf = ept_lookup(ept, item->gfn);
+    // A candidate's version is the mark of the intake that protected it.
+    if (leaf.present && leaf.kind == EPT_KIND_PRIVATE && leaf.frame.raw == item->frame.raw)
+        frame_end_version(item->frame);
+    ept_unlock_gfn(ept, item->gfn);
+}
+
+static void remember(struct fusion_vm *f, struct fusion_item *item)
+{
+    struct frame *r = frame_at(item->frame);
+    if ((__atomic_load_n(&r->flags, __ATOMIC_RELAXED) & FRAME_F_REMEMBERED) != 0)
+        renew_version(f, item);
+    else
+        __atomic_fetch_or(&r->flags, FRAME_F_REMEMBERED, __ATOMIC_RELAXED);
+    struct index_candidate mine = {
+        item->frame, (uint32_t)__atomic_load_n(&r->version, __ATOMIC_ACQUIRE), f->slot};
+    index_lock(item->key);
+    bool good = index_remember(item->key, f->group, &mine);
+    index_unlock(item->key);
+    if (good)
+        fusion_count(&f->count.unmatched, 1);
+    else
+        fusion_rejected(f, FUSION_REJECT_NOMEM);
+}
+
+static void look_up(struct fusion_vm *f, struct fusion_item *item, const struct page_ops *ops)
+{
+    hfn_t shared[INDEX_BUCKET];
+    bool known = false;
+    item->key = index_key(ops->hash(hfn_to_pointer(item->frame)), f->group);
+    index_lock(item->key);
+    item->shared_known = index_shared(item->key, f->group, shared) != 0;
+    item->has_candidate =
+        index_candidate(item->key, f->group, item->frame, &item->candidate, &known);
+    index_unlock(item->key);
+    if (item->shared_known || item->has_candidate) {
+        item->outcome = OUTCOME_MATCHED;
+        return;
+    }
+    item->outcome = OUTCOME_UNMATCHED;
+    if (known)
+        fusion_count(&f->count.unmatched, 1);
+    else
+        remember(f, item);
+}
+
+// Steps 1 and 2, then the rest, for items that hold gfn and class.
+static void work(struct fusion_chunk *chunk)
+{
+    struct fusion_vm *f = chunk->self;
+    uint64_t now = time_tsc();
+    bool matched = false;
+    fusion_count(&f->count.received, chunk->count);
+    for (unsigned i = 0; i < chunk->count; i++)
+        examine(f, &chunk->item[i], now);
+    const struct page_ops *ops = page_ops_begin();
+    for (unsigned i = 0; i < chunk->count; i++) {
+        struct fusion_item *item = &chunk->item[i];
+        if (item->outcome != OUTCOME_NONE)
+            continue;
+        look_up(f, item, ops);
+        matched |= item->outcome == OUTCOME_MATCHED;
+    }
+    if (matched)
+        fuse_chunk(chunk, ops);
+    page_ops_end();
+    chunk_unpin(chunk);
+}
+
+static void add_item(struct fusion_chunk *chunk, gfn_t gfn, unsigned class)
+{
+    struct fusion_item *item = &chunk->item[chunk->count++];
+    item->gfn = gfn;
+    item->class = (uint8_t) class;
+    item->protected = false;
+    item->other_protected = false;
+}
+
+static void work_on_range(struct fusion_chunk *chunk, gfn_t first, unsigned class)
+{
+    if (range_fuse(chunk, first, class))
+        return;
+    for (uint64_t i = 0; i < RANGE_PAGES; i += FUSION_CHUNK) {
+        chunk->count = 0;
+        for (unsigned j = 0; j < FUSION_CHUNK; j++)
+            add_item(chunk, (gfn_t){first.raw + i + j}, class);
+        work(chunk);
+    }
+}
+
+int64_t fusion_work(struct fusion_vm *f, const uint64_t *entries, unsigned count)
+{
+    struct fusion_chunk chunk; // its items are set one by one
+    struct seen seen = {0};
+    unsigned done = 0;
+    chunk.self = f;
+    chunk.count = 0;
+    chunk.pinned = 0;
+    for (; done < MIN(count, FUSION_CHUNK); done++) {
+        gfn_t gfn = entry_gfn(entries[done]);
+        int fault = entry_fault(f->vm, entries[done]);
+        if (done > 0 && (fault >= 0 || entry_order(entries[done]) != 0))
+            break; // the first of the next call
+        if (fault >= 0)
+            return refuse(f, (enum fusion_reject)fault,
+                          fault == FUSION_REJECT_RANGE ? FUSOR_ERANGE : FUSOR_EINVAL);
+        if (entry_order(entries[done]) != 0) {
+            work_on_range(&chunk, gfn, entry_class(entries[done]));
+            return 1;
+        }
+        if (seen_before(&seen, &chunk, gfn))
+            refuse(f, FUSION_REJECT_DUPLICATE, 0);
+        else
+            add_item(&chunk, gfn, entry_class(entries[done]));
+    }
+    work(&chunk);
+    return done;
+}
+
+int64_t fusion_hint(struct vm *vm, const uint64_t *entries, unsigned count)
+{
+    struct fusion_vm *f = fusion_of(vm);
+    if (count == 0)
+        return 0;
+    if (f->mode != FUSION_ON)
+        return refuse(f, FUSION_REJECT_OFF, FUSOR_EBUSY);
+    uint64_t began = time_tsc();
+    unsigned granted = budget_take(f, MIN(count, FUSION_CHUNK), began);
+    if (granted == 0)
+        return refuse(f, FUSION_REJECT_BUDGET, FUSOR_EAGAIN);
+    if (entry_order(entries[0]) != 0)
+        budget_take(f, RANGE_PAGES - granted, began);
+    bool were_on = cpu_irq_enabled();
+    cpu_irq_enable(); // long enough for a UART to overflow; handlers take no locks
+    int64_t done = fusion_work(f, entries, granted);
+    if (!were_on)
+        cpu_irq_disable();
+    fusion_count(&f->count.ticks, time_tsc() - began);
+    return done;
+}
+
+static void unhint_page(struct fusion_vm *f, gfn_t gfn)
+{
+    struct ept_leaf leaf = ept_lookup(&f->vm->ept, gfn);
+    if (!leaf.present || leaf.kind != EPT_KIND_PRIVATE)
+        return;
+    struct fusion_item item = {.gfn = gfn, .frame = leaf.frame};
+    renew_version(f, &item);
+}
+
+int64_t fusion_unhint(struct vm *vm, const uint64_t *entries, unsigned count)
+{
+    struct fusion_vm *f = fusion_of(vm);
+    unsigned n = MIN(count, FUSION_CHUNK);
+    for (unsigned i = 0; i < n; i++) {
+        int fault = entry_fault(vm, entries[i]);
+        if (fault >= 0) // the errors of hints; unhints are not counted among them
+            return i > 0 ? (int64_t)i
+                         : -(int64_t)(fault == FUSION_REJECT_RANGE ? FUSOR_ERANGE : FUSOR_EINVAL);
+        gfn_t gfn = entry_gfn(entries[i]);
+        for (uint64_t j = 0; j < UINT64_C(1) << entry_order(entries[i]); j++)
+            unhint_page(f, (gfn_t){gfn.raw + j});
+    }
+    return n;
+}

@@ -1,0 +1,720 @@
+// SPDX-License-Identifier: BSD-2-Clause
+#include "fusion_world.h"
+
+#include "ept/entry.h"
+#include "kernel/heap.h"
+#include "kernel/init.h"
+#include "kernel/irq.h"
+#include "kernel/sched.h"
+#include "vm/layout.h"
+
+#define ORDERS 16u
+
+// Init hooks stand in one section in link order, and this file is linked before vm/memory.c: the
+// hook behind this mark is that of vm/memory.c.
+static const struct init_hook hooks_start __attribute__((used, section(".init_hooks"))) = {0};
+
+struct world world;
+
+static struct frame *table;
+static void (*serve)(void *);
+static jmp_buf served;
+static bool hooks_are_set;
+static bool in_action;
+
+static struct {
+    enum world_point point;
+    unsigned left;
+    unsigned cpu;
+    void (*action)(void);
+} orders[ORDERS];
+
+// --- Points ---
+
+static void pass(enum world_point point)
+{
+    if (world.step != NULL) {
+        world.step(point);
+        return;
+    }
+    if (in_action)
+        return;
+    for (unsigned i = 0; i < ORDERS; i++) {
+        if (orders[i].action == NULL || orders[i].point != point || --orders[i].left != 0)
+            continue;
+        void (*action)(void) = orders[i].action;
+        orders[i].action = NULL;
+        in_action = true;
+        unsigned before = cpu_index();
+        assert_int_not_equal(before, orders[i].cpu);
+        world_use(orders[i].cpu);
+        action();
+        fake_set_cpu(before);
+        in_action = false;
+    }
+}
+
+void world_at(enum world_point point, unsigned n, unsigned cpu, void (*action)(void))
+{
+    for (unsigned i = 0; i < ORDERS; i++) {
+        if (orders[i].action == NULL) {
+            orders[i].point = point;
+            orders[i].left = n;
+            orders[i].cpu = cpu;
+            orders[i].action = action;
+            return;
+        }
+    }
+    fail_msg("too many orders");
+}
+
+unsigned world_pending(void)
+{
+    unsigned n = 0;
+    for (unsigned i = 0; i < ORDERS; i++) {
+        n += orders[i].action != NULL;
+        orders[i].action = NULL;
+    }
+    return n;
+}
+
+// Waiting in vain: in a test with one thread, whoever holds the lock will never give it back.
+static void relax(void)
+{
+    static unsigned turns;
+    if (world.step != NULL) {
+        world.step(POINT_RELAX);
+        return;
+    }
+    if (++turns > 100000)
+        fail_msg("this CPU waits for ever");
+    fake_tsc += 10;
+}
+
+void __real_ept_shootdown(struct ept *ept);
+void __wrap_ept_shootdown(struct ept *ept);
+void __wrap_ept_shootdown(struct ept *ept)
+{
+    pass(POINT_SHOOTDOWN);
+    world.shootdowns++;
+    if (world.skip != 0 && --world.skip == 0)
+        world.skipped++;
+    else
+        __real_ept_shootdown(ept);
+    pass(POINT_SHOT);
+}
+
+static void pass_lock(const struct spinlock *lock)
+{
+    if (lock->rank == RANK_GFN)
+        pass(POINT_GFN_LOCK);
+    else if (lock->rank == RANK_BUCKET)
+        pass(POINT_BUCKET_LOCK);
+}
+
+void __real_spin_lock(struct spinlock *lock);
+void __wrap_spin_lock(struct spinlock *lock);
+void __wrap_spin_lock(struct spinlock *lock)
+{
+    pass_lock(lock);
+    __real_spin_lock(lock);
+}
+
+void __real_spin_lock_nested(struct spinlock *lock);
+void __wrap_spin_lock_nested(struct spinlock *lock);
+void __wrap_spin_lock_nested(struct spinlock *lock)
+{
+    if (world.step != NULL)
+        pass_lock(lock);
+    __real_spin_lock_nested(lock);
+}
+
+struct ept_leaf __real_ept_lookup(struct ept *ept, gfn_t gfn);
+struct ept_leaf __wrap_ept_lookup(struct ept *ept, gfn_t gfn);
+struct ept_leaf __wrap_ept_lookup(struct ept *ept, gfn_t gfn)
+{
+    pass(POINT_LOOKUP);
+    return __real_ept_lookup(ept, gfn);
+}
+
+static bool fails(void)
+{
+    if (world.fail_at == 0 || --world.fail_at != 0)
+        return false;
+    world.failed = true;
+    return true;
+}
+
+int __real_frame_alloc(enum frame_state state, unsigned order, unsigned flags,
+                       struct frame_account *account, hfn_t *out);
+int __wrap_frame_alloc(enum frame_state state, unsigned order, unsigned flags,
+                       struct frame_account *account, hfn_t *out);
+int __wrap_frame_alloc(enum frame_state state, unsigned order, unsigned flags,
+                       struct frame_account *account, hfn_t *out)
+{
+    pass(POINT_ALLOC);
+    return fails() ? E_NOMEM : __real_frame_alloc(state, order, flags, account, out);
+}
+
+void *__real_heap_alloc(size_t size);
+void *__wrap_heap_alloc(size_t size);
+void *__wrap_heap_alloc(size_t size)
+{
+    return fails() ? NULL : __real_heap_alloc(size);
+}
+
+static uint64_t hash(const void *page)
+{
+    pass(POINT_HASH);
+    return page_ops_general.hash(page) & world.hash_mask;
+}
+
+static bool equal(const void *a, const void *b)
+{
+    pass(POINT_EQUAL);
+    world.compares++;
+    return page_ops_general.equal(a, b);
+}
+
+static void copy(void *to, const void *from)
+{
+    page_ops_general.copy(to, from);
+}
+
+static bool in_batch[WORLD_CPUS];
+static const struct page_ops ops = {hash, equal, copy, "test"};
+
+const struct page_ops *__wrap_page_ops_begin(void);
+const struct page_ops *__wrap_page_ops_begin(void)
+{
+    assert_false(in_batch[cpu_index()]);
+    in_batch[cpu_index()] = true;
+    return &ops;
+}
+
+void __wrap_page_ops_end(void);
+void __wrap_page_ops_end(void)
+{
+    assert_true(in_batch[cpu_index()]);
+    in_batch[cpu_index()] = false;
+}
+
+// --- What the lower rooms want ---
+
+const struct page_ops page_ops_avx2;
+
+void irq_send_nmi(uint32_t cpu)
+{
+    if (world.coroutines)
+        world.cpu[cpu].nmi = true;
+    else
+        world_leave(cpu);
+}
+
+void fiber_yield(void)
+{
+    assert_true(spin_none_held());
+    assert_false(in_batch[cpu_index()]);
+    world.yields++;
+    pass(POINT_YIELD);
+}
+
+struct fiber *fiber_create(const char *name, void (*function)(void *), void *argument)
+{
+    (void)name;
+    assert_null(argument);
+    if (fails())
+        return NULL;
+    serve = function;
+    return (struct fiber *)&serve;
+}
+
+void fiber_wake(struct fiber *f)
+{
+    assert_ptr_equal(f, &serve);
+}
+
+void fiber_sleep_until(uint64_t deadline)
+{
+    assert_true(spin_none_held());
+    assert_true(deadline > fake_tsc);
+    longjmp(served, 1);
+}
+
+void service_round(void)
+{
+    fake_tsc += SECOND;
+    world_leave(cpu_index());
+    if (setjmp(served) == 0)
+        serve(NULL);
+    world_check();
+}
+
+struct vm *vm_acquire(const char *name)
+{
+    for (unsigned i = 0; i < WORLD_VMS; i++)
+        if (world.vm[i].id != 0 && strcmp(world.vm[i].config.name, name) == 0)
+            return &world.vm[i];
+    return NULL;
+}
+
+void vm_release(struct vm *vm)
+{
+    (void)vm;
+}
+
+// --- CPUs ---
+
+static void drop_tlb(struct world_cpu *c, uint64_t eptp)
+{
+    for (unsigned i = 0; i < WORLD_TLB; i++)
+        if (eptp == 0 || c->tlb[i].eptp == eptp)
+            c->tlb[i].eptp = 0;
+}
+
+static void invept(void)
+{
+    struct world_cpu *c = &world.cpu[cpu_index()];
+    bool all = c->alls != fake_invept_alls[cpu_index()];
+    c->alls = fake_invept_alls[cpu_index()];
+    drop_tlb(c, all ? 0 : fake_invept_last[cpu_index()]);
+}
+
+void world_leave(unsigned cpu)
+{
+    if (world.cpu[cpu].vm == NOBODY)
+        return;
+    world.cpu[cpu].vm = NOBODY;
+    ept_guest_end(cpu);
+}
+
+unsigned world_use(unsigned cpu)
+{
+    unsigned before = cpu_index();
+    world_leave(cpu);
+    fake_set_cpu(cpu);
+    return before;
+}
+
+static void enter(unsigned cpu, unsigned n)
+{
+    struct world_cpu *c = &world.cpu[cpu];
+    if (c->vm == n)
+        return;
+    world_leave(cpu);
+    unsigned before = cpu_index();
+    fake_set_cpu(cpu);
+    ept_guest_begin(&world.vm[n].ept, cpu);
+    fake_set_cpu(before);
+    c->vm = n;
+}
+
+static struct world_tlb *tlb_place(struct world_cpu *c, uint64_t eptp, uint64_t gfn)
+{
+    return &c->tlb[(gfn ^ eptp >> 12) * 0x9e3779b1 >> 16 & (WORLD_TLB - 1)];
+}
+
+// The CPU's page walker; NULL after filling in *leaf: an EPT violation.
+static struct world_tlb *walk(struct world_cpu *c, struct vm *vm, uint64_t n, unsigned needed,
+                              struct ept_leaf *leaf)
+{
+    for (;;) {
+        *leaf = __real_ept_lookup(&vm->ept, (gfn_t){n});
+        if (!leaf->present || (needed & ~leaf->permissions) != 0)
+            return NULL;
+        struct ept_slot slot = ept_find(&vm->ept, (gfn_t){n});
+        uint64_t value =
+            arch_ept_set_accessed_dirty(slot.value, slot.level, true, (needed & EPT_WRITE) != 0);
+        if (ept_slot_change(&slot, value))
+            break;
+    }
+    uint64_t base = n & ~(ept_span((int)leaf->level) - 1);
+    struct world_tlb *e = tlb_place(c, vm->ept.eptp, base);
+    *e = (struct world_tlb){vm->ept.eptp,
+                            base,
+                            leaf->frame.raw - (n - base),
+                            leaf->permissions,
+                            (int)leaf->level,
+                            (needed & EPT_WRITE) != 0};
+    return e;
+}
+
+static struct world_tlb *cached(struct world_cpu *c, uint64_t eptp, uint64_t n)
+{
+    for (int level = EPT_4K; level <= EPT_2M; level++) {
+        uint64_t base = n & ~(ept_span(level) - 1);
+        struct world_tlb *e = tlb_place(c, eptp, base);
+        if (e->eptp == eptp && e->gfn == base && e->level == level)
+            return e;
+    }
+    return NULL;
+}
+
+uint8_t *world_access(unsigned cpu, unsigned n, uint64_t gfn, unsigned access)
+{
+    struct world_cpu *c = &world.cpu[cpu];
+    struct vm *vm = &world.vm[n];
+    unsigned needed = access & (READ | WRITE | FETCH); // as enum ept_permissions
+    struct ept_leaf leaf;
+    for (unsigned turn = 0; turn < 1000; turn++) {
+        enter(cpu, n);
+        struct world_tlb *e = cached(c, vm->ept.eptp, gfn);
+        // The dirty flag is set by a walk.
+        if (e != NULL &&
+            ((needed & ~e->permissions) != 0 || ((needed & WRITE) != 0 && !e->dirty))) {
+            e->eptp = 0;
+            e = NULL;
+        }
+        if (e == NULL)
+            e = walk(c, vm, gfn, needed, &leaf);
+        if (e != NULL)
+            return hfn_to_pointer(hfn(e->frame + (gfn - e->gfn)));
+        struct ept_fault fault = {
+            .address = gfn_to_gpa((gfn_t){gfn}),
+            .read = (access & READ) != 0,
+            .write = (access & WRITE) != 0,
+            .fetch = (access & FETCH) != 0,
+            .page_walk = (access & WALK) != 0,
+            .leaf = leaf,
+        };
+        unsigned before = world_use(cpu);
+        enum ept_fault_result result = ept_run_fault_hooks(vm, &fault);
+        fake_set_cpu(before);
+        if (result == EPT_FAULT_WAIT && world.may_wait)
+            return NULL;
+        if (result != EPT_FAULT_RETRY)
+            fail_msg("VM %u gfn %#lx access %u: fault answered with %u", n, gfn, access, result);
+    }
+    fail_msg("VM %u gfn %#lx: faults for ever", n, gfn);
+    return NULL;
+}
+
+// --- Guests and their model ---
+
+uint8_t *world_model(unsigned n, uint64_t gfn)
+{
+    assert_true(gfn < WORLD_GFNS);
+    if (world.model[n][gfn] == NULL)
+        world.model[n][gfn] = calloc(1, PAGE_SIZE);
+    return world.model[n][gfn];
+}
+
+static void compare(const uint8_t *page, unsigned cpu, unsigned n, uint64_t gfn)
+{
+    static const uint8_t zeros[PAGE_SIZE];
+    const uint8_t *m = world.model[n][gfn] != NULL ? world.model[n][gfn] : zeros;
+    if (memcmp(page, m, PAGE_SIZE) != 0) {
+        world.stale++;
+        if (world.coroutines)
+            print_error("CPU %u VM %u gfn %#lx: read %#lx, written was %#lx\n", cpu, n, gfn,
+                        *(const uint64_t *)(const void *)page, *(const uint64_t *)(const void *)m);
+    }
+}
+
+bool store(unsigned cpu, unsigned n, uint64_t gfn, unsigned offset, uint64_t value)
+{
+    uint8_t *page = world_access(cpu, n, gfn, READ | WRITE);
+    if (page == NULL)
+        return false;
+    memcpy(page + offset, &value, sizeof(value));
+    memcpy(world_model(n, gfn) + offset, &value, sizeof(value));
+    return true;
+}
+
+void fill(unsigned cpu, unsigned n, uint64_t gfn, uint64_t pattern)
+{
+    uint8_t *page = world_access(cpu, n, gfn, READ | WRITE);
+    uint64_t *m = (uint64_t *)(void *)world_model(n, gfn);
+    assert_non_null(page);
+    for (unsigned i = 0; i < PAGE_SIZE / sizeof(*m); i++)
+        m[i] = pattern == 0 ? 0 : pattern + i;
+    memcpy(page, m, PAGE_SIZE);
+}
+
+void load(unsigned cpu, unsigned n, uint64_t gfn)
+{
+    const uint8_t *page = world_access(cpu, n, gfn, READ);
+    if (page != NULL)
+        compare(page, cpu, n, gfn);
+}
+
+int fusor_write(unsigned n, uint64_t address, const void *data, size_t size)
+{
+    world_leave(cpu_index());
+    int status = guest_write(&world.vm[n], gpa(address), data, size);
+    for (size_t i = 0; status == 0 && i < size; i++)
+        world_model(n, (address + i) >> PAGE_SHIFT)[(address + i) & PAGE_MASK] =
+            ((const uint8_t *)data)[i];
+    return status;
+}
+
+void fusor_read(unsigned n, uint64_t gfn)
+{
+    static uint8_t page[WORLD_CPUS][PAGE_SIZE];
+    uint8_t *to = page[cpu_index()];
+    world_leave(cpu_index());
+    assert_int_equal(guest_read(&world.vm[n], gpa(gfn << PAGE_SHIFT), to, PAGE_SIZE), 0);
+    compare(to, cpu_index(), n, gfn);
+}
+
+// --- The machine and its VMs ---
+
+static uint64_t drawn;
+
+static uint64_t draw(void)
+{
+    drawn += 0x9e3779b97f4a7c15;
+    uint64_t z = drawn;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
+    z = (z ^ z >> 27) * 0x94d049bb133111eb;
+    return z ^ z >> 31;
+}
+
+struct frames_snapshot world_snapshot(void)
+{
+    struct frames_snapshot s;
+    frames_snapshot(&s, NULL, 0, NULL, NULL);
+    return s;
+}
+
+static void drop_model(unsigned n)
+{
+    for (unsigned i = 0; i < WORLD_GFNS; i++) {
+        free(world.model[n][i]);
+        world.model[n][i] = NULL;
+    }
+}
+
+void world_start(uint64_t frames)
+{
+    frames = frames == 0 ? 4096 : frames;
+    fake_machine(frames * PAGE_SIZE, WORLD_CPUS);
+    free(table);
+    table = calloc(1, frames_table_bytes(hpa(frames * PAGE_SIZE)));
+    assert_non_null(table);
+    frames_init(table, hpa(frames * PAGE_SIZE));
+    frames_set_reserve(0);
+    frames_add(hfn(1), frames - 1, FRAME_FREE);
+    heap_init();
+    memset(ept_cpus, 0, sizeof(ept_cpus));
+    memset(fake_invept_alls, 0, sizeof(fake_invept_alls));
+    ept_features = (struct ept_features){
+        .page_2m = true,
+        .page_1g = true,
+        .accessed_dirty = true,
+        .execute_only = true,
+        .invept_single = true,
+        .invept_all = true,
+        .large_executable_safe = true,
+    };
+    for (unsigned n = 0; n < WORLD_VMS; n++)
+        drop_model(n);
+    memset(&world, 0, sizeof(world));
+    for (unsigned i = 0; i < WORLD_CPUS; i++)
+        world.cpu[i].vm = NOBODY;
+    world.hash_mask = UINT64_MAX;
+    world.next_id = 100;
+    memset(orders, 0, sizeof(orders));
+    memset(in_batch, 0, sizeof(in_batch));
+    in_action = false;
+    fake_invept_hook = invept;
+    fake_relax_hook = relax;
+    fake_irq_on = false;
+    fake_tsc = 1000 * SECOND;
+    fusion_sharers_max = FRAME_COUNT_MAX;
+
+    // As fusion/start.c does; hooks can be registered once only.
+    page_ops_init(draw);
+    memset(fusion_vms, 0, sizeof(fusion_vms));
+    assert_int_equal(index_init(frames), 0);
+    if (!hooks_are_set) {
+        const struct init_hook *hook = &hooks_start;
+        __asm__("" : "+r"(hook)); // the compiler need not know that more follows
+        hook++;
+        assert_int_equal(hook->level, INIT_VM);
+        assert_int_equal(hook->function(NULL), 0);
+        vm_set_memory_ops(&fusion_memory_ops);
+        assert_int_equal(split_init(), 0);
+        hooks_are_set = true;
+    }
+    assert_int_equal(service_init(), 0);
+    // The heap keeps its first slabs.
+    heap_free(__real_heap_alloc(64));
+    world.fusor_at_start = world_snapshot().count[FRAME_FUSOR];
+    world.free_at_start = world_snapshot().count[FRAME_FREE];
+}
+
+void world_configure(unsigned n, uint64_t memory, const char *group)
+{
+    struct vm *vm = &world.vm[n];
+    memset(vm, 0, sizeof(*vm));
+    vm->id = world.next_id++;
+    vm->config.memory = memory;
+    vm->config.page_fusion = true;
+    vm->config.large_pages = VM_LARGE_AUTO;
+    vm->config.cpus = 2;
+    vm->vcpu_count = 2;
+    strcpy(vm->config.fusion_group, group);
+    vm->config.name[0] = (char)('a' + n);
+    assert_true(memory / PAGE_SIZE <= WORLD_GFNS);
+}
+
+int world_create(unsigned n)
+{
+    return vm_memory_create(&world.vm[n]);
+}
+
+void world_vm(unsigned n, uint64_t memory, const char *group)
+{
+    world_configure(n, memory, group);
+    assert_int_equal(world_create(n), 0);
+    world_check();
+}
+
+void world_vms(unsigned count)
+{
+    for (unsigned n = 0; n < count; n++)
+        world_vm(n, 4 * MIB, "all");
+}
+
+void world_end_vm(unsigned n, bool forget)
+{
+    struct vm *vm = &world.vm[n];
+    for (unsigned cpu = 0; cpu < WORLD_CPUS; cpu++)
+        if (world.cpu[cpu].vm == n)
+            world_leave(cpu);
+    world_leave(cpu_index());
+    vm_memory_destroy(vm);
+    drop_model(n);
+    if (forget) {
+        fusion_memory_ops.forget(vm);
+        vm->id = 0;
+    }
+}
+
+void world_reset(unsigned n)
+{
+    world_end_vm(n, false);
+    world_check();
+    assert_int_equal(world_create(n), 0);
+    world_check();
+}
+
+void world_finish(void)
+{
+    assert_int_equal(world_pending(), 0);
+    for (unsigned n = 0; n < WORLD_VMS; n++) {
+        if (world.vm[n].id == 0)
+            continue;
+        world_end_vm(n, true);
+        world_check();
+    }
+    struct frames_snapshot s = world_snapshot();
+    assert_int_equal(s.count[FRAME_SHARED] + s.count[FRAME_PRIVATE] + s.count[FRAME_TABLE], 0);
+    struct index_counts counts;
+    index_count(&counts);
+    assert_int_equal(counts.shared, 0);
+    // An empty slab of each size stays with the heap.
+    assert_in_range(s.count[FRAME_FUSOR], world.fusor_at_start, world.fusor_at_start + 12);
+    index_exit();
+    fusion_sharers_max = FRAME_COUNT_MAX;
+}
+
+static hfn_t *starved;
+static uint64_t starved_count;
+
+void world_starve(uint64_t left)
+{
+    hfn_t f;
+    if (starved == NULL)
+        starved = calloc(65536, sizeof(*starved));
+    while (world_snapshot().count[FRAME_FREE] > left &&
+           __real_frame_alloc(FRAME_FUSOR, 0, FRAME_RESERVE, NULL, &f) == 0)
+        starved[starved_count++] = f;
+}
+
+void world_feed(void)
+{
+    while (starved_count != 0)
+        frame_free(starved[--starved_count], 0, NULL);
+    free(starved);
+    starved = NULL;
+}
+
+// --- Hints and switches ---
+
+int64_t hint_many(unsigned n, const uint64_t *gfns, unsigned count)
+{
+    uint64_t entries[FUSOR_LIST_MAX];
+    for (unsigned i = 0; i < count; i++)
+        entries[i] = FUSOR_ENTRY(gfns[i], FUSOR_CLASS_CACHE, 0);
+    world_use(0);
+    int64_t done = fusion_hint(&world.vm[n], entries, count);
+    world_check();
+    return done;
+}
+
+int64_t hint_entry(unsigned n, uint64_t entry)
+{
+    world_use(0);
+    int64_t done = fusion_hint(&world.vm[n], &entry, 1);
+    world_check();
+    return done;
+}
+
+int64_t hint(unsigned n, uint64_t gfn)
+{
+    return hint_entry(n, FUSOR_ENTRY(gfn, FUSOR_CLASS_CACHE, 0));
+}
+
+int64_t hint_range(unsigned n, uint64_t gfn)
+{
+    return hint_entry(n, FUSOR_ENTRY(gfn, FUSOR_CLASS_KERNEL, 9));
+}
+
+static void switch_fusion(unsigned n, bool on)
+{
+    char why[VM_WHY_MAX];
+    world_use(0);
+    assert_int_equal(fusion_switch(world.vm[n].config.name, on, why), 0);
+    world_check();
+}
+
+void fusion_off(unsigned n)
+{
+    switch_fusion(n, false);
+}
+
+void fusion_on(unsigned n)
+{
+    switch_fusion(n, true);
+}
+
+// --- Looking ---
+
+struct ept_leaf leaf_of(unsigned n, uint64_t gfn)
+{
+    return __real_ept_lookup(&world.vm[n].ept, (gfn_t){gfn});
+}
+
+bool is_shared(unsigned n, uint64_t gfn)
+{
+    struct ept_leaf leaf = leaf_of(n, gfn);
+    return leaf.present && leaf.kind == EPT_KIND_SHARED;
+}
+
+unsigned sharers_of(unsigned n, uint64_t gfn)
+{
+    return is_shared(n, gfn) ? frame_of(leaf_of(n, gfn).frame)->count : 0;
+}
+
+bool same_frame(unsigned a, uint64_t a_gfn, unsigned b, uint64_t b_gfn)
+{
+    struct ept_leaf x = leaf_of(a, a_gfn), y = leaf_of(b, b_gfn);
+    return x.present && y.present && x.frame.raw == y.frame.raw;
+}
+
+uint64_t rejected(unsigned n, enum fusion_reject why)
+{
+    return figure(&world_fusion(n)->count.rejected[why]);
+}
