@@ -209,6 +209,7 @@ static enum settled settle_pair(struct fusion_vm *self, struct fusion_item *item
     ept_lock_pair(ept, item->gfn, &other->vm->ept, item->other_gfn);
     bool mine_good = still_candidate(item->frame, item->version);
     if (still_candidate(theirs, item->candidate.version)) {
+        item->other_protected = false;
         if (mine_good && ops->equal(hfn_to_pointer(item->frame), hfn_to_pointer(theirs))) {
             fusion_begin_sharing(theirs, item->key, self->group, &other->vm->account);
             turn(other, item->other_gfn, theirs, theirs, READ_ONLY, EPT_KIND_SHARED);
@@ -228,7 +229,6 @@ static enum settled settle_pair(struct fusion_vm *self, struct fusion_item *item
         }
     }
     ept_unlock_pair(ept, item->gfn, &other->vm->ept, item->other_gfn);
-    item->other_protected = false;
     return result;
 }
 

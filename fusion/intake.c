@@ -17,7 +17,7 @@
 // only makes one more version.
 #define FRAME_F_REMEMBERED (1u << 8)
 
-#define RANGE_PAGES UINT64_C(512)
+#define RANGE_PAGES 512u
 
 // Finds gfns that stand twice in a chunk. A bit per gfn modulo 1024 answers nearly always.
 struct seen {
@@ -109,43 +109,70 @@ static void renew_version(struct fusion_vm *f, const struct fusion_item *item)
     ept_unlock_gfn(ept, item->gfn);
 }
 
-static void remember(struct fusion_vm *f, struct fusion_item *item)
+static struct index_candidate as_candidate(const struct fusion_vm *f,
+                                           const struct fusion_item *item)
 {
-    struct frame *r = frame_at(item->frame);
-    if ((__atomic_load_n(&r->flags, __ATOMIC_RELAXED) & FRAME_F_REMEMBERED) != 0)
-        renew_version(f, item);
-    else
-        __atomic_fetch_or(&r->flags, FRAME_F_REMEMBERED, __ATOMIC_RELAXED);
-    struct index_candidate mine = {
+    const struct frame *r = frame_at(item->frame);
+    return (struct index_candidate){
         item->frame, (uint32_t)__atomic_load_n(&r->version, __ATOMIC_ACQUIRE), f->slot};
-    index_lock(item->key);
-    bool good = index_remember(item->key, f->group, &mine);
-    index_unlock(item->key);
-    if (good)
-        fusion_count(&f->count.unmatched, 1);
-    else
-        fusion_rejected(f, FUSION_REJECT_NOMEM);
 }
 
-static void look_up(struct fusion_vm *f, struct fusion_item *item, const struct page_ops *ops)
+// The index had an entry of this frame: it is looked for first, and ended when the content is new.
+static enum index_answer offer_again(struct fusion_vm *f, struct fusion_item *item)
 {
     hfn_t shared[INDEX_BUCKET];
     bool known = false;
-    item->key = index_key(ops->hash(hfn_to_pointer(item->frame)), f->group);
     index_lock(item->key);
     item->shared_known = index_shared(item->key, f->group, shared) != 0;
     item->has_candidate =
         index_candidate(item->key, f->group, item->frame, &item->candidate, &known);
     index_unlock(item->key);
-    if (item->shared_known || item->has_candidate) {
+    if (item->shared_known || item->has_candidate)
+        return INDEX_PARTNERS;
+    if (known)
+        return INDEX_KNOWN;
+    renew_version(f, item);
+    struct index_candidate mine = as_candidate(f, item);
+    index_lock(item->key);
+    bool good = index_remember(item->key, f->group, &mine);
+    index_unlock(item->key);
+    return good ? INDEX_REMEMBERED : INDEX_NO_PLACE;
+}
+
+static enum index_answer offer(struct fusion_vm *f, struct fusion_item *item)
+{
+    uint16_t *flags = &frame_at(item->frame)->flags;
+    if ((__atomic_load_n(flags, __ATOMIC_RELAXED) & FRAME_F_REMEMBERED) != 0)
+        return offer_again(f, item);
+    __atomic_fetch_or(flags, FRAME_F_REMEMBERED, __ATOMIC_RELAXED);
+    struct index_candidate mine = as_candidate(f, item);
+    struct index_partners partners;
+    enum index_answer answer = index_offer(item->key, f->group, &mine, &partners);
+    if (answer == INDEX_PARTNERS) {
+        item->shared_known = partners.shared != 0;
+        item->has_candidate = partners.found;
+        item->candidate = partners.candidate;
+    }
+    return answer;
+}
+
+static void look_up(struct fusion_vm *f, struct fusion_item *item, const struct page_ops *ops)
+{
+    item->key = index_key(ops->hash(hfn_to_pointer(item->frame)), f->group);
+    switch (offer(f, item)) {
+    case INDEX_PARTNERS:
         item->outcome = OUTCOME_MATCHED;
         return;
-    }
-    item->outcome = OUTCOME_UNMATCHED;
-    if (known)
+    case INDEX_KNOWN:
+    case INDEX_REMEMBERED:
+        item->outcome = OUTCOME_UNMATCHED;
         fusion_count(&f->count.unmatched, 1);
-    else
-        remember(f, item);
+        return;
+    case INDEX_NO_PLACE:
+    default:
+        item->outcome = OUTCOME_REJECTED;
+        fusion_rejected(f, FUSION_REJECT_NOMEM);
+    }
 }
 
 // Steps 1 and 2, then the rest, for items that hold gfn and class.
@@ -229,11 +256,14 @@ int64_t fusion_hint(struct vm *vm, const uint64_t *entries, unsigned count)
     if (f->mode != FUSION_ON)
         return refuse(f, FUSION_REJECT_OFF, FUSOR_EBUSY);
     uint64_t began = time_tsc();
-    unsigned granted = budget_take(f, MIN(count, FUSION_CHUNK), began);
+    // A range is worked on alone, so pages are paid for up to the first one.
+    unsigned pages = 0;
+    while (pages < MIN(count, FUSION_CHUNK) && entry_order(entries[pages]) == 0)
+        pages++;
+    unsigned granted = budget_take(f, pages > 0 ? pages : RANGE_PAGES, began);
     if (granted == 0)
         return refuse(f, FUSION_REJECT_BUDGET, FUSOR_EAGAIN);
-    if (entry_order(entries[0]) != 0)
-        budget_take(f, RANGE_PAGES - granted, began);
+    granted = MIN(granted, MAX(pages, 1u));
     bool were_on = cpu_irq_enabled();
     cpu_irq_enable(); // long enough for a UART to overflow; handlers take no locks
     int64_t done = fusion_work(f, entries, granted);
@@ -264,6 +294,8 @@ int64_t fusion_unhint(struct vm *vm, const uint64_t *entries, unsigned count)
         gfn_t gfn = entry_gfn(entries[i]);
         for (uint64_t j = 0; j < UINT64_C(1) << entry_order(entries[i]); j++)
             unhint_page(f, (gfn_t){gfn.raw + j});
+        if (entry_order(entries[i]) != 0)
+            return (int64_t)i + 1; // long enough for one call
     }
     return n;
 }
