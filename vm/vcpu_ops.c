@@ -24,8 +24,8 @@ void vm_arm_timers(struct vm *vm, struct vcpu *v)
     }
 }
 
-// Both read v->vm anew instead of keeping it and what hangs on it in registers over the calls: these
-// two are among the most frequent exits.
+// Both read v->vm anew instead of keeping it and what hangs on it in registers over the calls:
+// these two are among the most frequent exits.
 static uint32_t pio_in(struct vcpu *v, uint16_t port, unsigned size)
 {
     spin_lock(&vm_of(v)->device_lock);

@@ -166,3 +166,20 @@ def test_spinning_vcpus_starve_nobody(machine):
     for name in ("one", "two"):
         wait_output(machine, name, 1)
         machine.ok(f"vm destroy {name}")
+
+
+def test_weight_is_the_vms(machine):
+    """Four vCPUs get no more of a CPU than one of a VM with the same weight."""
+    create(machine, "many", "smpspin", 4, " affinity=1")
+    create(machine, "alone", "spincli", 1, " affinity=1")
+    machine.ok("vm start many")
+    wait_output(machine, "many", 1)
+    machine.ok("vm start alone")
+    before = machine.metrics()
+    time.sleep(10)
+    after = machine.metrics()
+    ran = {n: after[n, "CPU/Run"] - before[n, "CPU/Run"] for n in ("many", "alone")}
+    print(ran)
+    assert 0.75 < ran["many"] / ran["alone"] < 1.33, ran
+    for name in ("many", "alone"):
+        machine.ok(f"vm destroy {name}")

@@ -36,7 +36,8 @@ static void tally_page(struct tally *t, const struct ept_leaf *leaf, hfn_t frame
     assert_int_equal(r->owner, t->vm->id);
     assert_int_equal(r->gfn, gfn);
     assert_int_equal(leaf->kind, EPT_KIND_PRIVATE);
-    assert_int_equal(leaf->permissions & EPT_WRITE, EPT_WRITE);
+    bool rom = vm_area_of(t->vm, (gfn_t){gfn}) == VM_AREA_ROM;
+    assert_int_equal(leaf->permissions & EPT_WRITE, rom ? 0 : EPT_WRITE);
 }
 
 static void tally_leaf(void *context, gfn_t gfn, struct ept_leaf leaf)

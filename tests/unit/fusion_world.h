@@ -93,7 +93,9 @@ struct world {
     uint64_t free_at_start;
     // Called at every point instead of the actions of world_at().
     void (*step)(enum world_point point);
-    bool may_wait; // guests may meet a lack of memory
+    void (*serve)(void *); // the service fiber's function
+    void (*sleep)(void);   // instead of the end of service_round()
+    bool may_wait;         // guests may meet a lack of memory
 };
 extern struct world world;
 

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""A Debian guest with four vCPUs on two CPUs in Bochs."""
+import os
+import re
+
+import pytest
+
+import fusor
+from test_debian import CMDLINE, GUEST, Attached
+
+CPUS = 4
+CONFIG = f"""\
+[host]
+files = \\guests
+
+[vm alpha]
+memory  = 256M
+cpus    = {CPUS}
+kernel  = \\guests\\vmlinuz
+initrd  = \\guests\\initrd.img
+cmdline = "{CMDLINE} host=alpha"
+"""
+
+
+@pytest.fixture(scope="module")
+def machine(bochs, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("debian_smp")
+    image = fusor.make_image(str(directory / "debian.img"), CONFIG, [
+        ("guests/vmlinuz", os.path.join(GUEST, "vmlinuz")),
+        ("guests/initrd.img", os.path.join(GUEST, "initrd.img"))])
+    m = fusor.Machine(image, memory=768, cpus=2, timeout=1800)
+    try:
+        yield m.wait_prompt(400)
+        assert m.power_off() == 0
+    finally:
+        m.close()
+
+
+def healthy(guest):
+    errors = guest.shell("dmesg | grep -E 'BUG:|Oops|Call Trace|lockup|detected stall|unstable'; echo end=$?")
+    assert "end=1" in errors, errors
+
+
+def test_all_cpus_work(machine):
+    with Attached(machine, "alpha") as guest:
+        machine.console.expect_exact("alpha:/# ", timeout=900)
+        assert guest.shell("nproc").strip() == str(CPUS)
+        assert "Switched to clocksource tsc" in guest.shell("dmesg | grep clocksource")
+        local = [x for x in guest.shell("cat /proc/interrupts").split("\n") if "LOC:" in x][0]
+        assert all(int(x) > 0 for x in local.split()[1:1 + CPUS]), local
+        topology = guest.shell("cat /sys/devices/system/cpu/cpu*/topology/core_id "
+                               "/sys/devices/system/cpu/cpu*/topology/physical_package_id").split()
+        assert topology == [str(i) for i in range(CPUS)] + ["0"] * CPUS
+        # the same work on all of them at once gives the same result
+        sums = guest.shell(f"for i in $(seq {2 * CPUS}); do (md5sum /bin/busybox | cut -c1-32) & done; wait", 300)
+        assert len(re.findall(r"\b[0-9a-f]{32}\b", sums)) == 2 * CPUS, sums
+        assert len(set(re.findall(r"\b[0-9a-f]{32}\b", sums))) == 1, sums
+        healthy(guest)
+
+
+def test_cpus_go_and_come(machine):
+    with Attached(machine, "alpha") as guest:
+        for cpu in (1, 3):
+            control = f"/sys/devices/system/cpu/cpu{cpu}/online"
+            assert guest.shell(f"echo 0 > {control}; nproc").strip().endswith(str(CPUS - 1))
+            assert guest.shell(f"echo 1 > {control}; nproc").strip().endswith(str(CPUS))
+        healthy(guest)
+
+
+def test_lifecycle(machine):
+    machine.ok("vm pause alpha")
+    machine.ok("vm resume alpha")
+    with Attached(machine, "alpha") as guest:
+        guest.shell("sleep 2")
+        healthy(guest)
+        machine.send("reboot -f\n")
+        machine.console.expect("reset by the guest", timeout=120)
+        machine.console.expect_exact("alpha:/# ", timeout=900)
+        assert guest.shell("nproc").strip() == str(CPUS)
+    machine.ok("vm shutdown alpha")
+    machine.wait_state("alpha", "stopped", 300)
+    assert machine.metrics()["alpha", "Guest/RAM/Usage/Resident"] == 0

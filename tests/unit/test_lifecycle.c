@@ -1,0 +1,526 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// sources: vm/table.c vm/clock.c vm/bus.c kernel/format.c kernel/lock.c
+// Lifecycle of a VM with several vCPUs, which are pretended: in which order they are stopped, reset
+// and let go; what a changed number of them does; what is left behind.
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "fake.h"
+#include "kernel/types.h"
+
+struct cpuid_regs {
+    uint32_t eax, ebx, ecx, edx;
+};
+
+static struct cpuid_regs cpu_cpuid(uint32_t leaf, uint32_t subleaf)
+{
+    return (struct cpuid_regs){leaf, subleaf, 0, 0};
+}
+
+#undef fail               // cmocka's
+#include "vm/lifecycle.c" // its service fiber is static
+#include "vm/vcpus.c"
+
+// --- The pretended rooms ---
+
+static int objects;         // allocated and not freed: heap, vCPUs, memories, platforms
+static int vcpu_room;       // vcpu_init() calls that succeed
+static unsigned stubborn;   // looks at vcpu_is_out() until it says so
+static unsigned forgotten;  // VMs whose memory is no more
+static unsigned policy_for; // number of vCPUs that CPUID shows
+static bool load_fails;
+static char events[256]; // s: asked to stop, w: waited, r: reset, a: let go, M: memory, m: gone
+static jmp_buf idle;
+static void (*service_function)(void *);
+
+static void note(char what, uint32_t id)
+{
+    size_t n = strlen(events);
+    assert_true(n + 3 < sizeof(events));
+    events[n] = what;
+    events[n + 1] = (char)('0' + id);
+    events[n + 2] = 0;
+}
+
+void *heap_alloc(size_t size)
+{
+    objects++;
+    return calloc(1, size);
+}
+
+void heap_free(void *p)
+{
+    objects -= p != NULL;
+    free(p);
+}
+
+int vcpu_init(struct vcpu *v, uint32_t id, void *vm, struct ept *ept, const struct vcpu_ops *ops,
+              const struct cpuid_policy *cpuid)
+{
+    if (vcpu_room == 0)
+        return E_NOMEM;
+    vcpu_room--;
+    objects++;
+    v->id = id;
+    v->vm = vm;
+    v->ept = ept;
+    v->ops = ops;
+    v->cpuid = cpuid;
+    v->stop = 1;
+    v->entity.cpu = -1;
+    return 0;
+}
+
+void vcpu_free(struct vcpu *v)
+{
+    assert_true(v->entity.dead && v->stop != 0);
+    objects--;
+}
+
+int vcpu_reset(struct vcpu *v, const struct vcpu_start *start)
+{
+    assert_int_not_equal(v->stop, 0);
+    note('r', v->id);
+    assert_int_equal(start != NULL, v->id == 0);
+    v->parked = start == NULL;
+    v->waiting_memory = false;
+    v->tsc_adjust = 0;
+    return 0;
+}
+
+void vcpu_request_stop(struct vcpu *v)
+{
+    if (v->stop == 0)
+        note('s', v->id);
+    v->stop = 1;
+}
+
+bool vcpu_is_out(const struct vcpu *v)
+{
+    assert_int_not_equal(v->stop, 0);
+    if (stubborn != 0) {
+        stubborn--;
+        return false;
+    }
+    return true;
+}
+
+void vcpu_allow_run(struct vcpu *v)
+{
+    note('a', v->id);
+    assert_false(((struct vm *)v->vm)->clock.frozen);
+    v->stop = 0;
+}
+
+void cpuid_policy_init(struct cpuid_policy *p, unsigned vcpus, uint64_t hz,
+                       struct cpuid_leaf (*host)(uint32_t leaf, uint32_t subleaf))
+{
+    (void)hz;
+    memset(p, 0, sizeof(*p));
+    p->basic[1] = host(1, 0);
+    policy_for = vcpus;
+}
+
+void vmx_limit_cpuid(struct cpuid_policy *p)
+{
+    (void)p;
+}
+
+bool vmx_available(void)
+{
+    return true;
+}
+
+const char *vmx_unavailable_reason(void)
+{
+    return "";
+}
+
+const char *vmx_exit_name(unsigned reason)
+{
+    return reason == EXIT_CPUID ? "CPUID" : reason == EXIT_HLT ? "HLT" : NULL;
+}
+
+const struct vcpu_ops vm_vcpu_ops;
+
+int vm_memory_create(struct vm *vm)
+{
+    note('M', 0);
+    vm->memory_present = true;
+    return 0;
+}
+
+void vm_memory_destroy(struct vm *vm)
+{
+    for (unsigned i = 0; i < vm->vcpus_made; i++)
+        assert_int_not_equal(vm->vcpus[i]->stop, 0);
+    if (vm->memory_present)
+        note('m', 0);
+    vm->memory_present = false;
+}
+
+void vm_memory_forget(struct vm *vm)
+{
+    assert_false(vm->memory_present);
+    for (unsigned i = 0; i < vm->vcpus_made; i++)
+        assert_int_not_equal(vm->vcpus[i]->stop, 0);
+    forgotten++;
+}
+
+static unsigned madt_cpus;
+
+int acpi_write_tables(struct vm *vm, unsigned number, gpa_t *rsdp)
+{
+    (void)vm;
+    madt_cpus = number;
+    *rsdp = gpa(0xe0000);
+    return 0;
+}
+
+int loader_linux(const struct loader_input *input, struct loader_entry *entry, char *why,
+                 size_t why_size)
+{
+    (void)input;
+    memset(entry, 0, sizeof(*entry));
+    if (load_fails)
+        format_text(why, why_size, "no kernel");
+    return load_fails ? E_INVAL : 0;
+}
+
+int files_find(const char *path, const uint8_t **data, uint64_t *size)
+{
+    (void)path;
+    *data = NULL;
+    *size = 0;
+    return 0;
+}
+
+void frames_snapshot(struct frames_snapshot *out, struct frame_account *const *accounts, size_t n,
+                     uint64_t *private_frames, uint64_t *shared)
+{
+    (void)accounts;
+    memset(out, 0, sizeof(*out));
+    out->total = 1000000;
+    for (size_t i = 0; i < n; i++)
+        private_frames[i] = shared[i] = 0;
+}
+
+void sched_set_affinity(struct sched_entity *e, uint64_t cpu_mask)
+{
+    e->cpu_mask = cpu_mask;
+}
+
+int sched_remove(struct sched_entity *e)
+{
+    e->dead = true;
+    return 0;
+}
+
+struct fiber *fiber_create(const char *name, void (*function)(void *), void *argument)
+{
+    (void)name;
+    (void)argument;
+    service_function = function;
+    return (struct fiber *)&service_function;
+}
+
+void fiber_wake(struct fiber *f)
+{
+    (void)f;
+}
+
+void fiber_yield(void)
+{
+    assert_true(false); // nobody is in the way
+}
+
+void fiber_sleep_until(uint64_t tsc)
+{
+    if (tsc == UINT64_MAX)
+        longjmp(idle, 1); // the service has nothing more to do
+    note('w', 0);
+}
+
+// --- The platform ---
+
+static unsigned resets;
+
+static int platform_create(struct vm *vm)
+{
+    objects++;
+    vm->platform = vm;
+    return 0;
+}
+
+static void platform_destroy(struct vm *vm)
+{
+    objects--;
+    vm->platform = NULL;
+}
+
+static void platform_reset(struct vm *vm)
+{
+    assert_true(vm->clock.frozen);
+    resets++;
+}
+
+static const struct vm_platform_ops platform = {
+    .create = platform_create, .destroy = platform_destroy, .reset = platform_reset};
+
+static char said[VM_WHY_MAX];
+
+static void sink(const char *line)
+{
+    strncpy(said, line, sizeof(said) - 1);
+}
+
+static struct vm_config config;
+static char why[VM_WHY_MAX];
+static struct vm *vm; // the one called alpha
+
+static int set_up(void **state)
+{
+    (void)state;
+    fake_machine(0, 1);
+    objects = 0;
+    vcpu_room = 100;
+    stubborn = 0;
+    load_fails = false;
+    events[0] = said[0] = 0;
+    vm_set_platform(&platform);
+    vm_set_event_sink(sink);
+    start_service(NULL);
+    memset(&config, 0, sizeof(config));
+    strcpy(config.name, "alpha");
+    strcpy(config.kernel, "k");
+    config.memory = 16 * MIB;
+    config.cpus = 4;
+    config.weight = 100;
+    config.affinity = UINT64_MAX;
+    assert_int_equal(vm_create(&config, why), 0);
+    vm = vm_acquire("alpha");
+    assert_non_null(vm);
+    vm_release(vm);
+    return 0;
+}
+
+static int tear_down(void **state)
+{
+    (void)state;
+    forgotten = 0;
+    assert_int_equal(vm_destroy("alpha", why), 0);
+    assert_int_equal(forgotten, 1);
+    assert_int_equal(objects, 0);
+    return 0;
+}
+
+static void expect_events(const char *expected)
+{
+    assert_string_equal(events, expected);
+    events[0] = 0;
+}
+
+static void serve_requests(void)
+{
+    if (setjmp(idle) == 0)
+        service_function(NULL);
+}
+
+// --- Tests ---
+
+static void names_and_weights(void **state)
+{
+    (void)state;
+    assert_int_equal(vm->vcpu_count, 4);
+    assert_int_equal(policy_for, 4);
+    for (unsigned i = 0; i < 4; i++) {
+        char name[] = "alpha/0";
+        name[6] = (char)('0' + i);
+        assert_string_equal(vm->vcpus[i]->name, name);
+        assert_int_equal(vm->vcpus[i]->id, i);
+        assert_int_equal(vm->vcpus[i]->entity.weight, 25);
+    }
+    config.weight = 2;
+    config.affinity = 5;
+    assert_int_equal(vm_set(&config, why), 0);
+    for (unsigned i = 0; i < 4; i++) {
+        assert_int_equal(vm->vcpus[i]->entity.weight, 1); // not less
+        assert_int_equal(vm->vcpus[i]->entity.cpu_mask, 5);
+    }
+}
+
+static void from_start_to_stop(void **state)
+{
+    (void)state;
+    assert_int_equal(vm_start("alpha", why), 0);
+    expect_events("M0r0r1r2r3a0a1a2a3");
+    assert_int_equal(madt_cpus, 4);
+    for (unsigned i = 0; i < 4; i++) {
+        assert_int_equal(vm->vcpus[i]->parked, i != 0);
+        assert_int_equal(vm->vcpus[i]->tsc_offset, vm->clock.offset);
+    }
+    // All are asked before one is waited for.
+    stubborn = 2;
+    assert_int_equal(vm_pause("alpha", why), 0);
+    expect_events("s0s1s2s3w0w0");
+    assert_true(vm->clock.frozen);
+    uint64_t stood = vclock_now(&vm->clock);
+    fake_tsc += 1000000;
+    vm->vcpus[2]->tsc_adjust = 77;
+    assert_int_equal(vm_resume("alpha", why), 0);
+    expect_events("a0a1a2a3");
+    assert_true(vclock_now(&vm->clock) - stood < 100);
+    for (unsigned i = 0; i < 4; i++)
+        assert_int_equal(vm->vcpus[i]->tsc_offset, vm->clock.offset + (i == 2 ? 77 : 0));
+    assert_int_equal(vm_reset("alpha", why), 0);
+    expect_events("s0s1s2s3m0M0r0r1r2r3a0a1a2a3");
+    assert_int_equal(vm->vcpus[2]->tsc_offset, vm->clock.offset);
+    vm->vcpus[3]->waiting_memory = true;
+    assert_int_equal(vm_stop("alpha", why), 0);
+    expect_events("s0s1s2s3m0");
+    assert_false(vm->vcpus[3]->waiting_memory);
+    assert_int_equal(vm_start("alpha", why), 0);
+    events[0] = 0; // destroyed while it runs
+}
+
+static void a_request_stops_all(void **state)
+{
+    (void)state;
+    static const struct {
+        enum vm_request request;
+        enum vm_state after;
+    } cases[] = {{VM_REQUEST_OFF, VM_STOPPED},
+                 {VM_REQUEST_CRASH, VM_CRASHED},
+                 {VM_REQUEST_EXIT, VM_STOPPED},
+                 {VM_REQUEST_RESET, VM_RUNNING}};
+    for (unsigned i = 0; i < ARRAY_SIZE(cases); i++) {
+        assert_int_equal(vm_start("alpha", why), 0);
+        events[0] = 0;
+        vm_ask(vm, cases[i].request);
+        expect_events("s0s1s2s3");
+        vm_ask(vm, VM_REQUEST_OFF); // of another vCPU: the first counts
+        serve_requests();
+        assert_int_equal(vm->state, cases[i].after);
+        assert_int_equal(vm->request, VM_REQUEST_NONE);
+        assert_true(said[0] != 0);
+        for (unsigned k = 0; k < 4; k++)
+            assert_int_equal(vm->vcpus[k]->stop == 0, vm->state == VM_RUNNING);
+    }
+}
+
+static void the_number_changes_with_the_next_start(void **state)
+{
+    (void)state;
+    assert_int_equal(vm_start("alpha", why), 0);
+    config.cpus = 6;
+    assert_int_equal(vm_set(&config, why), 0);
+    assert_int_equal(vm->vcpu_count, 4);
+    events[0] = 0;
+    assert_int_equal(vm_reset("alpha", why), 0);
+    expect_events("s0s1s2s3m0M0r0r1r2r3r4r5a0a1a2a3a4a5");
+    assert_int_equal(vm->vcpu_count, 6);
+    assert_int_equal(policy_for, 6);
+    assert_int_equal(madt_cpus, 6);
+    assert_string_equal(vm->vcpus[5]->name, "alpha/5");
+    assert_int_equal(vm->vcpus[5]->entity.weight, 16);
+    config.cpus = 1;
+    assert_int_equal(vm_set(&config, why), 0);
+    assert_int_equal(vm_reset("alpha", why), 0);
+    expect_events("s0s1s2s3s4s5m0M0r0a0");
+    assert_int_equal(vm->vcpu_count, 1);
+    assert_string_equal(vm->vcpus[0]->name, "alpha");
+    assert_int_equal(vm->vcpus[0]->entity.weight, 100);
+    config.cpus = 3;
+    assert_int_equal(vm_set(&config, why), 0);
+    assert_int_equal(vm_stop("alpha", why), 0);
+    events[0] = 0;
+    assert_int_equal(vm_start("alpha", why), 0);
+    expect_events("M0r0r1r2a0a1a2"); // those that exist are used again
+    assert_int_equal(vcpu_room, 94);
+}
+
+static void without_memory_for_vcpus(void **state)
+{
+    (void)state;
+    int before = objects;
+    strcpy(config.name, "beta");
+    for (int room = 0; room < 4; room++) {
+        vcpu_room = room;
+        assert_int_equal(vm_create(&config, why), E_NOMEM);
+        assert_int_equal(objects, before);
+    }
+    strcpy(config.name, "alpha");
+    config.cpus = 8;
+    assert_int_equal(vm_set(&config, why), 0);
+    vcpu_room = 2;
+    events[0] = 0;
+    assert_int_equal(vm_start("alpha", why), E_NOMEM);
+    assert_true(strstr(why, "8 vCPUs") != NULL);
+    expect_events("");
+    assert_int_equal(vm->state, VM_STOPPED);
+    assert_int_equal(vm->vcpu_count, 4);
+    vcpu_room = 2; // two were made already
+    assert_int_equal(vm_start("alpha", why), 0);
+    assert_int_equal(vm->vcpu_count, 8);
+    load_fails = true;
+    assert_int_equal(vm_reset("alpha", why), E_INVAL);
+    assert_int_equal(vm->state, VM_STOPPED);
+    assert_false(vm->memory_present);
+}
+
+static void sums(void **state)
+{
+    (void)state;
+    assert_int_equal(vm_start("alpha", why), 0);
+    for (unsigned i = 0; i < 4; i++) {
+        struct vcpu *v = vm->vcpus[i];
+        v->entity.run_ticks = 1 << i;
+        v->entity.sleep_ticks = 0x10 << i;
+        v->entity.wait_ticks = 0x100 << i;
+        v->unknown_msrs = 1;
+        v->exits[EXIT_CPUID] = i;
+    }
+    vm->vcpus[2]->exits[EXIT_HLT] = 5;
+    vm->report = (struct vm_report){true, 1, 2, 3, 4};
+    struct vm_info info;
+    assert_int_equal(vm_get("alpha", &info), 0);
+    assert_int_equal(info.run_ticks, 0xf);
+    assert_int_equal(info.wait_ticks, 0xf0);
+    assert_int_equal(info.steal_ticks, 0xf00);
+    assert_int_equal(info.unknown_msrs, 4);
+    assert_int_equal(info.state, VM_RUNNING);
+    assert_true(info.report.present);
+    assert_int_equal(info.report.cache, 4);
+    struct vm_exit_count counts[VM_EXIT_KINDS];
+    assert_int_equal(vm_exits("alpha", counts, VM_EXIT_KINDS), 2);
+    assert_int_equal(counts[0].count, 6);
+    assert_int_equal(counts[1].count, 5);
+    vm->vcpus[3]->waiting_memory = true;
+    assert_int_equal(vm_get("alpha", &info), 0);
+    assert_int_equal(info.state, VM_WAITING_MEMORY);
+    // With fewer vCPUs no count goes back.
+    config.cpus = 1;
+    assert_int_equal(vm_set(&config, why), 0);
+    assert_int_equal(vm_reset("alpha", why), 0);
+    assert_int_equal(vm_get("alpha", &info), 0);
+    assert_int_equal(info.run_ticks, 0xf);
+    assert_int_equal(info.state, VM_RUNNING);
+    assert_false(info.report.present);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(names_and_weights, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(from_start_to_stop, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_request_stops_all, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(the_number_changes_with_the_next_start, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(without_memory_for_vcpus, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(sums, set_up, tear_down),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
