@@ -10,7 +10,7 @@ BUILD   := build
 CC      := gcc
 NASM    := nasm
 PYTHON  := /usr/bin/python3
-ROOMS   := kernel kernel/x86 ept vmx vm devices fusion hypercall shell
+ROOMS   := kernel kernel/x86 ept vmx vm devices fusion balloon hypercall shell
 
 WARNINGS := -Wall -Wextra -Wconversion -Wshadow -Werror -Wstrict-prototypes -Wmissing-prototypes
 INCLUDES := -I.
@@ -53,6 +53,7 @@ $(BUILD)/kernel.elf: $(KERNEL_OBJ) kernel/linker.ld tools/make-symbols
 	$(KERNEL_LD) -Map $(BUILD)/kernel.map -o $@ $(KERNEL_OBJ) $(BUILD)/symbols.o
 
 include kernel/kernel.mk vm/vm.mk boot/boot.mk guest-drivers/guest.mk tests/tests.mk tests/fuzz/fuzz.mk
+include guest-drivers/linux/linux.mk
 -include tools/run.mk
 -include $(KERNEL_OBJ:.o=.d)
 

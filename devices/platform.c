@@ -41,6 +41,11 @@ static void set_sci(void *context, bool level)
     set_irq(context, LAYOUT_SCI, level);
 }
 
+static void set_doorbell_irq(struct vm *vm, bool ringing)
+{
+    set_irq(vm->platform, LAYOUT_DOORBELL, ringing);
+}
+
 static void power_request(void *context, enum power_request request)
 {
     struct platform *p = context;
@@ -330,6 +335,7 @@ static const struct vm_platform_ops ops = {
     .set_cr8 = set_cr8,
     .mmio = mmio_execute,
     .press_power_button = press_power_button,
+    .set_doorbell = set_doorbell_irq,
     .read_console = read_console,
     .write_console = write_console,
 };

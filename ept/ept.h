@@ -30,7 +30,10 @@ enum ept_kind {
     EPT_KIND_NONE = 0,     // not present: first touch populates, if a memory slot covers it
     EPT_KIND_PRIVATE = 1,  // RAM of this VM
     EPT_KIND_SHARED = 2,   // guest-shared frame, read-only
-    EPT_KIND_CANDIDATE = 3 // private, write-protected while fusion compares
+    EPT_KIND_CANDIDATE = 3, // private, write-protected while fusion compares
+    // Of a present leaf, 0 means this: a gfn of the balloon that was read; it maps a read-only page
+    // of zeros that belongs to no guest.
+    EPT_KIND_ZERO = EPT_KIND_NONE
 };
 
 struct ept_leaf {

@@ -61,7 +61,6 @@ static hfn_t put_over_table(struct ept *ept, struct ept_slot slot, uint64_t leaf
         slot.value = ept_read(slot.entry);
     atomic_fetch_sub_explicit(&ept->table_frames, 1, memory_order_relaxed);
     atomic_fetch_add_explicit(&ept->large_leaves, 1, memory_order_relaxed);
-    atomic_fetch_add_explicit(&ept->large_collapses, 1, memory_order_relaxed);
     return hfn(arch_ept_table(slot.value, slot.level));
 }
 
@@ -98,6 +97,7 @@ int ept_collapse(struct ept *ept, gfn_t gfn, hfn_t *table)
     uint64_t leaf = ept_encode(first.frame, EPT_2M, first.permissions, EPT_KIND_PRIVATE);
     leaf = arch_ept_set_accessed_dirty(leaf, EPT_2M, accessed || writable, dirty || writable);
     *table = put_over_table(ept, slot, leaf);
+    atomic_fetch_add_explicit(&ept->large_collapses, 1, memory_order_relaxed);
     return 0;
 }
 

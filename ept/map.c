@@ -16,6 +16,7 @@ static inline int check_permissions(unsigned permissions, enum ept_kind kind)
     // "not present".
     enum { READ_ONLY = 1u << EPT_READ | 1u << (EPT_READ | EPT_EXECUTE) | 1u << EPT_EXECUTE };
     static const uint8_t allowed[] = {
+        [EPT_KIND_ZERO] = READ_ONLY,
         [EPT_KIND_PRIVATE] = READ_ONLY | 1u << (EPT_READ | EPT_WRITE) | 1u << EPT_RWX,
         [EPT_KIND_SHARED] = READ_ONLY,
         [EPT_KIND_CANDIDATE] = READ_ONLY,
@@ -125,9 +126,10 @@ int ept_change(struct ept *ept, gfn_t gfn, hfn_t frame, enum ept_kind kind, hfn_
     slot = ept_small_slot(&slot, gfn);
     uint64_t fresh = ept_encode(to.raw, EPT_4K, permissions, to_kind);
     for (;;) {
+        if (!arch_ept_present(slot.value, EPT_4K))
+            return E_AGAIN;
         struct arch_ept_leaf now = arch_ept_leaf(slot.value, EPT_4K);
-        if (!arch_ept_present(slot.value, EPT_4K) || now.frame != frame.raw ||
-            (now.kind & EPT_KIND_MASK) != (unsigned)kind)
+        if (now.frame != frame.raw || (now.kind & EPT_KIND_MASK) != (unsigned)kind)
             return E_AGAIN;
         uint64_t value = fresh;
         if (frame.raw == to.raw)

@@ -36,12 +36,13 @@ struct fusion_counters {
 struct fusion_backoff; // backoff.c
 
 struct fusion_vm {
-    struct vm *vm;                   // NULL: the slot is free
-    uint8_t slot;                    // own number: fusion_vms[slot]
-    uint8_t group;                   // while its memory exists
-    _Atomic bool active;             // its memory exists
-    _Atomic uint32_t users;          // who pinned it
-    _Atomic int mode;                // enum fusion_mode
+    struct vm *vm;             // NULL: the slot is free
+    uint8_t slot;              // own number: fusion_vms[slot]
+    uint8_t group;             // while its memory exists
+    _Atomic bool active;       // its memory exists
+    _Atomic uint32_t users;    // who pinned it
+    _Atomic int mode;          // enum fusion_mode
+    _Atomic uint64_t repeated; // entry + 1 that ended the last chunk because its gfn was in it
     _Atomic uint64_t tokens_full_at; // budget.c: when the budget is whole again, TSC
     struct fusion_backoff *backoff;
     uint8_t *collapse; // per 2 MiB range: service.c's state, 0: nothing to do
@@ -153,8 +154,8 @@ void fusion_begin_sharing(hfn_t frame, uint64_t key, uint8_t group, struct frame
 // --- range.c: whole 2 MiB ranges ---
 
 // Fuses the aligned range at gfn of chunk->self with an equal one, if both are large leaves. Inside
-// no batch. Returns true when all of it is fused, and counted; else what was fused of it is.
-bool range_fuse(struct fusion_chunk *chunk, gfn_t gfn, unsigned class);
+// no batch. Returns how many of its pages, from the first on, are fused now, and counted.
+unsigned range_fuse(struct fusion_chunk *chunk, gfn_t gfn, unsigned class);
 
 // --- split.c ---
 

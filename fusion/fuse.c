@@ -67,9 +67,10 @@ int fusion_make_small(struct vm *vm, gfn_t gfn)
 void fusion_begin_sharing(hfn_t frame, uint64_t key, uint8_t group, struct frame_account *account)
 {
     struct frame *r = frame_at(frame);
-    frame_share(frame, account);
+    // Before the state, for those who look at a record without a lock.
     r->owner = group;
-    r->gfn = key;
+    __atomic_store_n(&r->gfn, key, __ATOMIC_RELEASE);
+    frame_share(frame, account);
     index_lock(key);
     // Without a place in the index it is shared all the same; only nobody joins.
     index_add_shared(key, group, frame);
@@ -136,13 +137,23 @@ static void give_back_locked(struct fusion_vm *f, gfn_t gfn, hfn_t frame, uint32
     ept_unlock_gfn(&f->vm->ept, gfn);
 }
 
-// The candidate's side of an item. Its record was read without a lock: protect() finds out.
+static void forget_candidate(const struct fusion_item *item)
+{
+    index_lock(item->key);
+    index_forget(item->key, &item->candidate);
+    index_unlock(item->key);
+}
+
+// The candidate's side of an item. Its record was read without a lock: protect() finds out. One of
+// a VM that takes part no more would keep all others with this content from each other.
 static void protect_other(struct fusion_chunk *chunk, struct fusion_item *item)
 {
     struct fusion_vm *other = chunk_partner(chunk, item->candidate.slot);
     const struct frame *r = frame_at(item->candidate.frame);
-    if (other == NULL || __atomic_load_n(&r->owner, __ATOMIC_RELAXED) != other->vm->id)
+    if (other == NULL || __atomic_load_n(&r->owner, __ATOMIC_RELAXED) != other->vm->id) {
+        forget_candidate(item);
         return;
+    }
     item->other_gfn = (gfn_t){__atomic_load_n(&r->gfn, __ATOMIC_RELAXED)};
     if (vm_area_of(other->vm, item->other_gfn) == VM_AREA_RAM)
         item->other_protected =
@@ -221,9 +232,7 @@ static enum settled settle_pair(struct fusion_vm *self, struct fusion_item *item
         } else {
             turn(other, item->other_gfn, theirs, theirs, EPT_RWX, EPT_KIND_PRIVATE);
             if (mine_good) {
-                index_lock(item->key);
-                index_forget(item->key, &item->candidate);
-                index_unlock(item->key);
+                forget_candidate(item);
                 result = SETTLED_DIFFERENT;
             }
         }

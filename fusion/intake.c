@@ -13,9 +13,10 @@
 #include "kernel/time.h"
 
 // In the owner's byte of struct frame.flags while private: the index has, or had, an entry of this
-// version. Set without the gfn lock, possibly on a frame that is somebody else's by now; then it
-// only makes one more version.
-#define FRAME_F_REMEMBERED (1u << 8)
+// version. Set without the gfn lock, possibly on a frame that is somebody else's by now: another
+// private frame gets one more version from it, and for others (the heap has bits 8 and 9) it must
+// be a bit that means nothing.
+#define FRAME_F_REMEMBERED (1u << 15)
 
 #define RANGE_PAGES 512u
 
@@ -79,7 +80,7 @@ static void examine(struct fusion_vm *f, struct fusion_item *item, uint64_t now)
 {
     struct ept_leaf leaf = ept_lookup(&f->vm->ept, item->gfn);
     int why = -1;
-    if (!leaf.present)
+    if (!leaf.present || leaf.kind == EPT_KIND_ZERO) // in the balloon
         why = FUSION_REJECT_ABSENT;
     else if (leaf.kind == EPT_KIND_SHARED)
         why = FUSION_REJECT_SHARED;
@@ -209,12 +210,15 @@ static void add_item(struct fusion_chunk *chunk, gfn_t gfn, unsigned class)
 
 static void work_on_range(struct fusion_chunk *chunk, gfn_t first, unsigned class)
 {
-    if (range_fuse(chunk, first, class))
-        return;
-    for (uint64_t i = 0; i < RANGE_PAGES; i += FUSION_CHUNK) {
+    unsigned i = range_fuse(chunk, first, class);
+    while (i < RANGE_PAGES) {
         chunk->count = 0;
-        for (unsigned j = 0; j < FUSION_CHUNK; j++)
-            add_item(chunk, (gfn_t){first.raw + i + j}, class);
+        for (; i < RANGE_PAGES && chunk->count < FUSION_CHUNK; i++) {
+            gfn_t gfn = {first.raw + i};
+            // In the first range the hole and the ROM, which guests must not get to write to.
+            if (vm_area_of(chunk->self->vm, gfn) == VM_AREA_RAM)
+                add_item(chunk, gfn, class);
+        }
         work(chunk);
     }
 }
@@ -239,27 +243,27 @@ int64_t fusion_work(struct fusion_vm *f, const uint64_t *entries, unsigned count
             work_on_range(&chunk, gfn, entry_class(entries[done]));
             return 1;
         }
-        if (seen_before(&seen, &chunk, gfn))
-            refuse(f, FUSION_REJECT_DUPLICATE, 0);
-        else
-            add_item(&chunk, gfn, entry_class(entries[done]));
+        if (seen_before(&seen, &chunk, gfn)) {
+            f->repeated = entries[done] + 1; // refused when it is offered again
+            break;
+        }
+        add_item(&chunk, gfn, entry_class(entries[done]));
     }
     work(&chunk);
     return done;
 }
 
-int64_t fusion_hint(struct vm *vm, const uint64_t *entries, unsigned count)
+static int64_t hint(struct fusion_vm *f, const uint64_t *entries, unsigned count)
 {
-    struct fusion_vm *f = fusion_of(vm);
-    if (count == 0)
-        return 0;
-    if (f->mode != FUSION_ON)
-        return refuse(f, FUSION_REJECT_OFF, FUSOR_EBUSY);
     uint64_t began = time_tsc();
     // A range is worked on alone, so pages are paid for up to the first one.
     unsigned pages = 0;
     while (pages < MIN(count, FUSION_CHUNK) && entry_order(entries[pages]) == 0)
         pages++;
+    if (f->repeated != 0 && f->repeated == entries[0] + 1) {
+        f->repeated = 0;
+        return refuse(f, FUSION_REJECT_DUPLICATE, FUSOR_EEXIST);
+    }
     unsigned granted = budget_take(f, pages > 0 ? pages : RANGE_PAGES, began);
     if (granted == 0)
         return refuse(f, FUSION_REJECT_BUDGET, FUSOR_EAGAIN);
@@ -270,6 +274,19 @@ int64_t fusion_hint(struct vm *vm, const uint64_t *entries, unsigned count)
     if (!were_on)
         cpu_irq_disable();
     fusion_count(&f->count.ticks, time_tsc() - began);
+    return done;
+}
+
+int64_t fusion_hint(struct vm *vm, const uint64_t *entries, unsigned count)
+{
+    struct fusion_vm *f = fusion_of(vm);
+    if (count == 0)
+        return 0;
+    // Pinned: whoever splits all pages of this VM waits for the hints that saw FUSION_ON.
+    fusion_pin(f->slot);
+    int64_t done =
+        f->mode == FUSION_ON ? hint(f, entries, count) : refuse(f, FUSION_REJECT_OFF, FUSOR_EBUSY);
+    fusion_unpin(f);
     return done;
 }
 

@@ -14,11 +14,14 @@
 
 struct fusion_vm fusion_vms[INDEX_SLOTS];
 
-// A named group exists while a VM's memory is in it; a private one has no name.
+// A named group exists while a VM is in it; a private one has no name. A VM stays in its group when
+// its memory ends, until it gets memory anew or goes: while its frames are given back, which takes
+// time, nobody else's may have the group's number.
 static struct group {
     char name[VM_NAME_MAX + 1];
     unsigned members;
 } groups[INDEX_SLOTS];
+static bool in_group[INDEX_SLOTS]; // per slot: fusion_vm.group counts it
 
 static struct spinlock members_lock = SPINLOCK_INIT("fusion members", RANK_VM);
 
@@ -113,13 +116,24 @@ static struct fusion_vm *take_slot(struct vm *vm)
     for (unsigned i = 0; i < INDEX_SLOTS; i++) {
         struct fusion_vm *f = &fusion_vms[i];
         if (f->vm == NULL) {
-            memset(f, 0, sizeof(*f));
+            // Not `users`: somebody may be about to find that the slot is not active.
+            memset(&f->count, 0, sizeof(f->count));
             f->slot = (uint8_t)i;
             f->vm = vm;
             return f;
         }
     }
     panic("more VMs than slots");
+}
+
+// members_lock held.
+static void leave_group(struct fusion_vm *f)
+{
+    if (!in_group[f->slot])
+        return;
+    CHECK(groups[f->group].members != 0);
+    groups[f->group].members--;
+    in_group[f->slot] = false;
 }
 
 static void free_tables(struct fusion_vm *f)
@@ -148,7 +162,9 @@ static int memory_create(struct vm *vm)
         f = take_slot(vm);
         vm->fusion = f;
     }
+    leave_group(f);
     f->group = join_group(vm->config.fusion_group);
+    in_group[f->slot] = true;
     spin_unlock(&members_lock);
     f->backoff = fresh.backoff;
     f->collapse = fresh.collapse;
@@ -170,10 +186,6 @@ static void memory_destroy(struct vm *vm)
     atomic_store(&f->active, false);
     while (atomic_load(&f->users) != 0)
         fiber_yield();
-    spin_lock(&members_lock);
-    CHECK(groups[f->group].members != 0);
-    groups[f->group].members--;
-    spin_unlock(&members_lock);
     free_tables(f);
 }
 
@@ -182,8 +194,9 @@ static void forget(struct vm *vm)
     struct fusion_vm *f = fusion_of(vm);
     if (f == NULL)
         return;
-    CHECK(!f->active && f->users == 0);
+    CHECK(!f->active);
     spin_lock(&members_lock);
+    leave_group(f);
     f->vm = NULL;
     vm->fusion = NULL;
     spin_unlock(&members_lock);

@@ -91,10 +91,12 @@ static void give_back(const struct side *s)
         ept_protect(ept, s->gfn, EPT_RWX, EPT_KIND_PRIVATE);
         return;
     }
-    // A fetch split it meanwhile (ITLB multihit).
+    // A fetch split it meanwhile (ITLB multihit). A small page may be another intake's candidate by
+    // now, which must see that it was given back.
     for (unsigned i = 0; i < RANGE_PAGES; i++)
-        ept_change(ept, (gfn_t){s->gfn.raw + i}, page(s->frame, i), EPT_KIND_CANDIDATE,
-                   page(s->frame, i), EPT_RWX, EPT_KIND_PRIVATE);
+        if (ept_change(ept, (gfn_t){s->gfn.raw + i}, page(s->frame, i), EPT_KIND_CANDIDATE,
+                       page(s->frame, i), EPT_RWX, EPT_KIND_PRIVATE) == 0)
+            frame_end_version(page(s->frame, i));
 }
 
 // gfn lock held, our side is ours: pages 0..k-1 joined `shared`, the others stay as they are.
@@ -133,7 +135,9 @@ static bool join(const struct side *mine, hfn_t shared, unsigned i)
 static bool join_equal(const struct side *mine, hfn_t shared, unsigned i,
                        const struct page_ops *ops)
 {
-    const struct frame *r = frame_at(page(shared, i));
+    const struct frame *r = frame_of(page(shared, i));
+    if (r == NULL) // behind the end of memory
+        return false;
     uint64_t key = __atomic_load_n(&r->gfn, __ATOMIC_RELAXED);
     index_lock(key);
     bool good = __atomic_load_n(&r->state, __ATOMIC_ACQUIRE) == FRAME_SHARED &&
@@ -269,13 +273,13 @@ static void free_joined(hfn_t first, unsigned k)
         frame_free(page(first, i), 0, NULL);
 }
 
-bool range_fuse(struct fusion_chunk *chunk, gfn_t gfn, unsigned class)
+unsigned range_fuse(struct fusion_chunk *chunk, gfn_t gfn, unsigned class)
 {
     struct fusion_vm *f = chunk->self;
     struct ept_leaf leaf = ept_lookup(&f->vm->ept, gfn);
     if (!leaf.present || leaf.level != EPT_2M || leaf.kind != EPT_KIND_PRIVATE ||
         backoff_ignores(f->backoff, gfn, time_tsc()))
-        return false;
+        return 0;
     struct side mine = {f, gfn, leaf.frame, 0};
     uint64_t *keys = heap_alloc(RANGE_PAGES * sizeof(*keys));
     hfn_t table;
@@ -298,5 +302,5 @@ bool range_fuse(struct fusion_chunk *chunk, gfn_t gfn, unsigned class)
     fusion_count(&f->count.fused_by_class[class], k);
     if (k == RANGE_PAGES)
         fusion_count(&f->count.large_fused, 1);
-    return k == RANGE_PAGES;
+    return k;
 }

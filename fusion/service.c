@@ -81,7 +81,8 @@ static void split_all(struct fusion_vm *f)
         gfn_t gfn = next_ram(f->vm, f->split_next, &wrapped);
         if (wrapped) {
             int splitting = FUSION_SPLITTING;
-            if (f->vm->account.shared_gfns == 0)
+            // Nothing is shared, and nobody but us is at work who could have begun to share.
+            if (f->users == 1 && f->vm->account.shared_gfns == 0)
                 atomic_compare_exchange_strong(&f->mode, &splitting, FUSION_OFF);
             return;
         }

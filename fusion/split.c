@@ -143,7 +143,7 @@ static bool is_shared(const struct ept_leaf *leaf, enum ept_level level)
 // gfn lock held: what can be done without a frame. Returns true when the page is private now.
 static bool settle(struct fusion_vm *f, gfn_t gfn, const struct ept_leaf *leaf, bool alone)
 {
-    if (!leaf->present || leaf->kind == EPT_KIND_PRIVATE)
+    if (!leaf->present || leaf->kind == EPT_KIND_PRIVATE || leaf->kind == EPT_KIND_ZERO)
         return true;
     if (leaf->kind == EPT_KIND_SHARED)
         return leaf->level == EPT_4K && take_last(f, gfn, leaf->frame, alone);
@@ -215,7 +215,8 @@ static bool split_at_once(struct fusion_vm *f, gfn_t gfn, hfn_t shared, bool pag
 static enum ept_fault_result split_fault(void *owner, const struct ept_fault *fault)
 {
     const struct ept_leaf *leaf = &fault->leaf;
-    if (!fault->write || !leaf->present || leaf->kind == EPT_KIND_PRIVATE)
+    if (!fault->write || !leaf->present || leaf->kind == EPT_KIND_PRIVATE ||
+        leaf->kind == EPT_KIND_ZERO)
         return EPT_FAULT_UNHANDLED;
     struct vm *vm = owner;
     struct fusion_vm *f = fusion_of(vm);

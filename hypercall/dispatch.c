@@ -9,6 +9,7 @@
 
 #include <stdatomic.h>
 
+#include "balloon/balloon.h"
 #include "fusion/fusion.h"
 #include "hypercall/fusor_abi.h"
 #include "kernel/error.h"
@@ -125,6 +126,7 @@ static NOINLINE int64_t do_statistics(struct vm *vm, struct vcpu *v)
     struct fusor_statistics s;
     memset(&s, 0, sizeof(s));
     fusion_statistics(vm, &s);
+    balloon_statistics(vm, &s);
     size = MIN(size, sizeof(s));
     int error = guest_write(vm, gpa(vcpu_gpr(v, REG_RDI)), &s, size);
     return error != 0 ? -hypercall_error(error) : (int64_t)size;
@@ -153,6 +155,14 @@ static NOINLINE int64_t do_report(struct vm *vm, struct vcpu *v)
     return 0;
 }
 
+static int64_t do_target(struct vm *vm, const struct vcpu *v)
+{
+    if (vcpu_gpr(v, REG_RDI) != 0 || vcpu_gpr(v, REG_RSI) != 0 || vcpu_gpr(v, REG_RDX) != 0 ||
+        vcpu_gpr(v, REG_R10) != 0)
+        return -FUSOR_EINVAL;
+    return balloon_target(vm);
+}
+
 static int64_t do_call(struct vm *vm, struct vcpu *v, uint64_t number)
 {
     switch (number) {
@@ -164,7 +174,15 @@ static int64_t do_call(struct vm *vm, struct vcpu *v, uint64_t number)
         return do_statistics(vm, v);
     case FUSOR_REPORT:
         return do_report(vm, v);
-    default: // the balloon's calls, too: CPUID does not announce them
+    case FUSOR_BALLOON_TARGET:
+        return do_target(vm, v);
+    case FUSOR_BALLOON_INFLATE:
+        return do_list(vm, v, balloon_inflate);
+    case FUSOR_BALLOON_DEFLATE:
+        return do_list(vm, v, balloon_deflate);
+    case FUSOR_FREE_PAGES:
+        return do_list(vm, v, balloon_free_pages);
+    default:
         return -FUSOR_ENOSYS;
     }
 }

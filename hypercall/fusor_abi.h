@@ -52,10 +52,16 @@ enum fusor_call {
     FUSOR_STATISTICS = 3,
     /* RDI = gpa, RSI = size in bytes of a struct fusor_report. RDX = R10 = 0. Returns 0. */
     FUSOR_REPORT = 4,
-    /* Balloon; see docs/hypercalls.md. */
+    /* RDI = RSI = RDX = R10 = 0. Returns how many gfns the operator wants in the balloon, and
+     * lowers the doorbell. */
     FUSOR_BALLOON_TARGET = 5,
+    /* A list as for hints, class 0. The gfns, which the guest has taken out of use, go into the
+     * balloon; their contents are lost. */
     FUSOR_BALLOON_INFLATE = 6,
+    /* The same list: gfns of the balloon become ordinary memory again, zero. */
     FUSOR_BALLOON_DEFLATE = 7,
+    /* The same list: the contents of these gfns, which nobody uses now, may go; they are zero when
+     * they are used next. Done when the call returns, and not remembered. */
     FUSOR_FREE_PAGES = 8,
 };
 
@@ -67,7 +73,7 @@ enum fusor_error_code {
     FUSOR_ENOMEM = 12, /* no frame: later */
     FUSOR_EFAULT = 14, /* the list or structure is not in the guest's RAM */
     FUSOR_EBUSY = 16,  /* switched off by the operator */
-    FUSOR_EEXIST = 17, /* the gfn is in this batch already */
+    FUSOR_EEXIST = 17, /* the gfn is in the balloon already, or twice among hints */
     FUSOR_EINVAL = 22, /* reserved bits set, bad count, size, alignment, class or order */
     FUSOR_ERANGE = 34, /* the gfn is not RAM of this guest */
     FUSOR_ENOSYS = 38, /* no such call */

@@ -26,7 +26,7 @@ static void read_sequences(uint32_t *out)
 }
 
 static void sum_up(struct frames_snapshot *out, struct frame_account *const *accounts, size_t n,
-                   uint64_t *private_out, uint64_t *shared_out)
+                   uint64_t *private_out, uint64_t *shared_out, uint64_t *ballooned_out)
 {
     int64_t sum[FRAME_STATES] = {0};
     int64_t saved = 0;
@@ -41,11 +41,14 @@ static void sum_up(struct frames_snapshot *out, struct frame_account *const *acc
     for (size_t i = 0; i < n; i++) {
         private_out[i] = atomic_load_explicit(&accounts[i]->private_frames, memory_order_relaxed);
         shared_out[i] = atomic_load_explicit(&accounts[i]->shared_gfns, memory_order_relaxed);
+        if (ballooned_out != NULL)
+            ballooned_out[i] = atomic_load_explicit(&accounts[i]->ballooned, memory_order_relaxed);
     }
 }
 
-void frames_snapshot(struct frames_snapshot *out, struct frame_account *const *accounts, size_t n,
-                     uint64_t *private_out, uint64_t *shared_out)
+void frames_snapshot_ballooned(struct frames_snapshot *out, struct frame_account *const *accounts,
+                               size_t n, uint64_t *private_out, uint64_t *shared_out,
+                               uint64_t *ballooned_out)
 {
     uint32_t before[MAX_CPUS] = {0};
     bool barred = false;
@@ -56,7 +59,7 @@ void frames_snapshot(struct frames_snapshot *out, struct frame_account *const *a
             barred = true;
         }
         read_sequences(before);
-        sum_up(out, accounts, n, private_out, shared_out);
+        sum_up(out, accounts, n, private_out, shared_out, ballooned_out);
         atomic_thread_fence(memory_order_acquire);
         if (sequences_stable(before))
             break;
@@ -66,4 +69,32 @@ void frames_snapshot(struct frames_snapshot *out, struct frame_account *const *a
         atomic_fetch_sub(&frames.snapshot_waiting, 1);
     out->total = atomic_load_explicit(&frames.total, memory_order_relaxed);
     out->file_frames = atomic_load_explicit(&frames.file_frames, memory_order_relaxed);
+}
+
+void frames_snapshot(struct frames_snapshot *out, struct frame_account *const *accounts, size_t n,
+                     uint64_t *private_out, uint64_t *shared_out)
+{
+    frames_snapshot_ballooned(out, accounts, n, private_out, shared_out, NULL);
+}
+
+void frame_balloon(struct frame_account *account, int64_t gfns)
+{
+    struct frame_cpu *c = frame_this_cpu();
+    uint32_t begun = frame_section_begin(c);
+    atomic_fetch_add_explicit(&account->ballooned, (uint64_t)gfns, memory_order_relaxed);
+    frame_section_end(c, begun);
+}
+
+uint64_t frames_free(void)
+{
+    int64_t sum = 0;
+    for (uint32_t i = 0; i < cpu_count; i++)
+        sum += atomic_load_explicit(&frame_cpus[i].delta[FRAME_FREE], memory_order_relaxed);
+    return sum > 0 ? (uint64_t)sum : 0; // the CPUs are not looked at in one moment
+}
+
+uint64_t frames_beyond_reserve(void)
+{
+    uint64_t n = frames_free();
+    return n > frames.reserve ? n - frames.reserve : 0;
 }

@@ -28,6 +28,7 @@ enum frame_state {
 struct frame_account {
     _Atomic uint64_t private_frames;
     _Atomic uint64_t shared_gfns; // gfns that map a guest-shared frame
+    _Atomic uint64_t ballooned;   // gfns in the balloon: they map nothing of their own
 };
 
 // 32 bytes; one per 4 KiB of physical address space that holds RAM.
@@ -125,3 +126,15 @@ bool frames_zero_some(void);
 // are short.
 void frames_snapshot(struct frames_snapshot *out, struct frame_account *const *accounts, size_t n,
                      uint64_t *private_out, uint64_t *shared_out);
+// The same with the gfns in balloons.
+void frames_snapshot_ballooned(struct frames_snapshot *out, struct frame_account *const *accounts,
+                               size_t n, uint64_t *private_out, uint64_t *shared_out,
+                               uint64_t *ballooned_out);
+
+// `gfns` more gfns of the account are in its balloon; negative: fewer. Before the first and after
+// the second they are untouched, so that private + shared + ballooned is never more than there is.
+void frame_balloon(struct frame_account *account, int64_t gfns);
+
+// Free frames, wherever they are, and those beyond the reserve: a glance, for policies.
+uint64_t frames_free(void);
+uint64_t frames_beyond_reserve(void);

@@ -244,6 +244,23 @@ LIFECYCLE_COMMAND(stop)
 LIFECYCLE_COMMAND(destroy)
 #undef LIFECYCLE_COMMAND
 
+static int run_balloon(struct command_context *c, int argc, char **argv)
+{
+    char why[VM_WHY_MAX] = "";
+    uint64_t bytes;
+    (void)argc;
+    if (vm_get(argv[0], &info) < 0)
+        return no_such_vm(c, argv[0]);
+    int result = config_parse_size(argv[1], &bytes);
+    if (result == E_FORMAT)
+        return command_error(c, result, "expected an integer with K, M or G, got \"%.32s\"",
+                             argv[1]);
+    if (result < 0 || (bytes & PAGE_MASK) != 0)
+        return command_error(c, E_RANGE, "expected a multiple of 4K below 16777216G, got \"%.32s\"",
+                             argv[1]);
+    return answer(c, argv[0], vm_balloon(argv[0], bytes, why), why);
+}
+
 static int run_fusion(struct command_context *c, int argc, char **argv)
 {
     char why[VM_WHY_MAX] = "";
@@ -294,6 +311,8 @@ const struct command vm_commands[] = {
     {"vm shutdown", "vm shutdown NAME", "presses the VM's power button", 1, 1, run_shutdown},
     {"vm stop", "vm stop NAME", "stops a VM at once", 1, 1, run_stop},
     {"vm destroy", "vm destroy NAME", "removes a VM and gives its memory back", 1, 1, run_destroy},
+    {"vm balloon", "vm balloon NAME SIZE", "asks a VM's driver to give so much of its memory", 2, 2,
+     run_balloon},
     {"vm fusion", "vm fusion NAME on|off",
      "lets a VM share equal pages, or takes its own copies back", 2, 2, run_fusion},
     {"vm console", "vm console NAME", "attaches to the VM's serial port, Ctrl-] detaches", 1, 1,

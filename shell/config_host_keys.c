@@ -81,9 +81,7 @@ static int set_reserve(const struct config_attempt *a)
 
 static int set_overcommit(const struct config_attempt *a)
 {
-    int error = config_set_switch(a, &host_of(a)->overcommit);
-    // Overcommit is what Fusor does today; only its absence is not there yet.
-    return error == 0 && !host_of(a)->overcommit ? CONFIG_NOT_IN_EFFECT : error;
+    return config_set_switch(a, &host_of(a)->overcommit);
 }
 
 static int set_auto_balloon(const struct config_attempt *a)
@@ -103,7 +101,7 @@ static int check_files(const struct config_attempt *a)
 
 static const struct config_key host_keys[] = {
     {"console", set_console, false, false},       {"reserve", set_reserve, false, false},
-    {"overcommit", set_overcommit, false, false}, {"auto-balloon", set_auto_balloon, false, true},
+    {"overcommit", set_overcommit, false, false}, {"auto-balloon", set_auto_balloon, false, false},
     {"files", check_files, true, false},
 };
 _Static_assert(ARRAY_SIZE(host_keys) <= CONFIG_KEYS_MAX, "the parser remembers a line per key");

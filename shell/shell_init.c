@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The shell's part of bring-up: what [host] asks for, then the console fiber. VMs are created there
 // and not here, because their lifecycle calls belong on a fiber.
+#include "balloon/balloon.h"
 #include "kernel/error.h"
 #include "kernel/frames.h"
 #include "kernel/init.h"
@@ -85,6 +86,8 @@ static int shell_init(const struct boot_info *info)
         config_parse(text, size, &shell_facts.host, &quiet);
     use_console(&shell_facts.host);
     frames_set_reserve(shell_facts.host.reserve / PAGE_SIZE);
+    vm_set_overcommit(shell_facts.host.overcommit);
+    balloon_set_auto(shell_facts.host.auto_balloon);
 
     autostart_set_config(text, size);
     vm_set_event_sink(console_event);

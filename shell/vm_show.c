@@ -27,7 +27,6 @@ static void show_config(struct command_context *c, const struct vm_config *v)
     command_print(c, "page-fusion: %s\n", v->page_fusion ? "on" : "off");
     command_print(c, "fusion-group: %s\n", or_dash(v->fusion_group));
     command_print(c, "scan: %llu\n", (unsigned long long)v->scan);
-    command_print(c, "balloon-target: %lluK\n", (unsigned long long)(v->balloon / KIB));
     command_print(c, "memory-min: %lluK\n", (unsigned long long)(v->memory_min / KIB));
     command_print(c, "large-pages: %s\n", large[v->large_pages]);
     command_print(c, "weight: %u\n", v->weight);
@@ -109,6 +108,10 @@ void vm_show(struct command_context *c, const struct vm_info *info,
     command_print(c, "private: %llu kB\n", kib(info->private_frames));
     command_print(c, "shared: %llu kB\n", kib(info->shared));
     command_print(c, "balloon: %llu kB\n", kib(info->balloon));
+    command_print(c, "balloon-target: %llu kB%s\n", kib(info->balloon_target),
+                  info->balloon_target != 0 && !info->balloon_driver ? " (pending: no driver)"
+                                                                     : "");
+    command_print(c, "balloon-returned: %llu kB\n", kib(info->balloon_returned));
     command_print(c, "untouched: %llu kB\n", kib(info->untouched));
     show_report(c, &info->report);
     show_fusion(c, fusion);

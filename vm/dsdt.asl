@@ -65,6 +65,12 @@ DefinitionBlock ("", "DSDT", 2, "FUSOR", "FUSORVM", 0x00000001)
         {
             Name (_HID, "FUSR0001")
             Name (_UID, 0)
+            // The doorbell: rises when the balloon's target changes or memory is short, falls when
+            // the driver asks for the target.
+            Name (_CRS, ResourceTemplate ()
+            {
+                IRQ (Edge, ActiveHigh, Exclusive) { 10 }
+            })
         }
     }
 }

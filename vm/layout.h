@@ -25,3 +25,4 @@
 #define LAYOUT_PM_TIMER    0x608u // 4 bytes, 3.579545 MHz, 32 bits
 #define LAYOUT_RESET       0xcf9u
 #define LAYOUT_SCI         9u
+#define LAYOUT_DOORBELL    10u // FUSR0001's interrupt in the DSDT

@@ -106,6 +106,7 @@ int vm_create(const struct vm_config *config, char *why)
     vm->id = next_id++;
     vm->config = *config;
     vm->state = VM_STOPPED;
+    vm->balloon_target = config->balloon / PAGE_SIZE;
     spin_init(&vm->device_lock, "device", RANK_DEVICE);
     bus_init(&vm->bus);
     vclock_init(&vm->clock, tsc_hz);
@@ -197,6 +198,7 @@ static int power_on(struct vm *vm, char *why)
     vclock_init(&vm->clock, tsc_hz);
     vm_platform->reset(vm);
     vm->report = (struct vm_report){0};
+    vm->balloon_driver = false;
     vm->crash[0] = 0;
     spin_unlock(&vm->device_lock);
     return 0;
@@ -230,7 +232,24 @@ static void power_off(struct vm *vm, enum vm_state state)
     vm->state = state;
     for (unsigned i = 0; i < vm->vcpu_count; i++)
         vm->vcpus[i]->waiting_memory = false;
+    vm->balloon_driver = false;
+    vm->waits_said = false;
     vm_memory_destroy(vm);
+}
+
+// overcommit = off: all that the VM may touch has to be there.
+static int check_commitment(const struct vm *vm, char *why)
+{
+    struct vm_commitment c;
+    vm_commitment(&c);
+    if (vm->config.memory / PAGE_SIZE <= c.left)
+        return 0;
+    uint64_t kb = PAGE_SIZE / KIB;
+    return fail(why, E_NOMEM,
+                "needs %lu kB, overcommit = off leaves %lu kB (total %lu - Fusor %lu - reserve %lu "
+                "- VMs %lu); `vm balloon` or stop another",
+                vm->config.memory / KIB, c.left * kb, c.total * kb, c.fusor * kb, c.reserve * kb,
+                c.guests * kb);
 }
 
 // Runs `operation` on the VM called `name`, which nobody else touches meanwhile.
@@ -258,7 +277,9 @@ static int start(struct vm *vm, char *why)
     if (vm->state == VM_PAUSED)
         return fail(why, E_BUSY, "%s is paused; use `vm resume %s`", name, name);
     power_off(vm, VM_STOPPED); // what a crashed VM left for inspection
-    int status = power_on(vm, why);
+    int status = check_commitment(vm, why);
+    if (status == 0)
+        status = power_on(vm, why);
     if (status == 0)
         run(vm);
     return status;
@@ -382,8 +403,31 @@ int vm_set(const struct vm_config *config, char *why)
             fail(why, E_BUSY, "memory of %s can change only while it is stopped; use `vm stop %s`",
                  config->name, config->name);
     if (status == 0) {
+        bool balloon = config->balloon != vm->config.balloon;
         vm->config = *config;
         vm_vcpus_schedule(vm);
+        if (balloon)
+            vm_set_balloon_target(vm, config->balloon / PAGE_SIZE);
+    }
+    vm_release(vm);
+    return status;
+}
+
+int vm_balloon(const char *name, uint64_t bytes, char *why)
+{
+    struct vm *vm = vm_acquire(name);
+    if (vm == NULL)
+        return no_such(why, name);
+    int status = 0;
+    if (bytes > vm->config.memory)
+        status = fail(why, E_RANGE, "%lu kB are more than its memory, %lu kB", bytes / KIB,
+                      vm->config.memory / KIB);
+    else if (bytes > vm->config.memory - vm->config.memory_min)
+        status = fail(why, E_RANGE, "expected at most memory - memory-min, %lu kB",
+                      (vm->config.memory - vm->config.memory_min) / KIB);
+    if (status == 0) {
+        vm->config.balloon = bytes;
+        vm_set_balloon_target(vm, bytes / PAGE_SIZE);
     }
     vm_release(vm);
     return status;

@@ -19,6 +19,7 @@
 #include "kernel/panic.h"
 #include "kernel/sched.h"
 #include "kernel/string.h"
+#include "vm/ballooned.h"
 #include "vm/layout.h"
 #include "vm/vm_object.h"
 
@@ -49,7 +50,7 @@ enum vm_area vm_area_of(const struct vm *vm, gfn_t gfn)
     return VM_AREA_NONE;
 }
 
-static uint64_t range_of(const struct vm *vm, gfn_t gfn)
+uint64_t vm_range_of(const struct vm *vm, gfn_t gfn)
 {
     uint64_t range = gfn.raw / RANGE_PAGES;
     if (gfn_to_gpa(gfn).raw >= LAYOUT_ABOVE_4G)
@@ -93,9 +94,11 @@ static int populate_large(struct vm *vm, gfn_t gfn)
         return E_AGAIN;
     own_frames(vm, frame, first, RANGE_PAGES);
     ept_lock_gfn(&vm->ept, first);
-    int status = ept_map(&vm->ept, first, frame, EPT_2M, EPT_RWX, EPT_KIND_PRIVATE);
+    int status = ballooned_any(vm, first)
+                     ? E_AGAIN
+                     : ept_map(&vm->ept, first, frame, EPT_2M, EPT_RWX, EPT_KIND_PRIVATE);
     if (status == 0)
-        vm->touched[range_of(vm, first)] = VM_RANGE_DONE;
+        vm->touched[vm_range_of(vm, first)] = VM_RANGE_DONE;
     ept_unlock_gfn(&vm->ept, first);
     if (status != 0) {
         frame_free(frame, RANGE_ORDER, &vm->account);
@@ -119,7 +122,7 @@ static void gather(struct vm *vm, gfn_t gfn)
     }
     own_frames(vm, block, first, RANGE_PAGES);
     ept_lock_gfn(&vm->ept, first);
-    bool good = true;
+    bool good = !ballooned_any(vm, first); // those would come back unasked
     for (unsigned i = 0; i < RANGE_PAGES && good; i++) {
         struct ept_leaf leaf = ept_lookup(&vm->ept, (gfn_t){first.raw + i});
         good = !leaf.present || (leaf.level == EPT_4K && leaf.kind == EPT_KIND_PRIVATE &&
@@ -174,13 +177,25 @@ static void promote(struct vm *vm, gfn_t gfn)
 // Counts a populated page; true when the range is now due for promotion (said once).
 static bool count_touch(struct vm *vm, gfn_t gfn)
 {
-    uint16_t *touched = &vm->touched[range_of(vm, gfn)];
+    uint16_t *touched = &vm->touched[vm_range_of(vm, gfn)];
     if (*touched == VM_RANGE_DONE)
         return false;
     if (++*touched < VM_PROMOTE_TOUCHES || vm->config.large_pages == VM_LARGE_OFF)
         return false;
+    if (ballooned_any(vm, gfn)) { // when they have come back
+        --*touched;
+        return false;
+    }
     *touched = VM_RANGE_DONE;
     return true;
+}
+
+// A range that lost pages has to be touched anew before it is promoted (again): one that is given
+// and taken in small pieces shall not be copied each time.
+void vm_untouch(struct vm *vm, gfn_t gfn, unsigned pages)
+{
+    uint16_t *touched = &vm->touched[vm_range_of(vm, gfn)];
+    *touched = *touched == VM_RANGE_DONE ? 0 : (uint16_t)(*touched - MIN(*touched, pages));
 }
 
 // Gives gfn a zeroed frame of its own. 0 also when somebody else was faster. E_NOMEM without
@@ -188,7 +203,7 @@ static bool count_touch(struct vm *vm, gfn_t gfn)
 static int populate(struct vm *vm, gfn_t gfn, unsigned permissions)
 {
     if (vm->config.large_pages == VM_LARGE_EAGER && permissions == EPT_RWX &&
-        vm->touched[range_of(vm, gfn)] == 0 && populate_large(vm, gfn) == 0)
+        vm->touched[vm_range_of(vm, gfn)] == 0 && populate_large(vm, gfn) == 0)
         return 0;
     for (;;) {
         int status = ept_prepare(&vm->ept, gfn);
@@ -196,11 +211,14 @@ static int populate(struct vm *vm, gfn_t gfn, unsigned permissions)
             return status;
         hfn_t frame;
         status = frame_alloc(FRAME_PRIVATE, 0, FRAME_ZEROED, &vm->account, &frame);
-        if (status != 0)
+        if (status != 0 && ballooned_reserve(vm, &frame) != 0)
             return status;
         own_frames(vm, frame, gfn, 1);
         ept_lock_gfn(&vm->ept, gfn);
-        status = ept_map(&vm->ept, gfn, frame, EPT_4K, permissions, EPT_KIND_PRIVATE);
+        // It may have gone into the balloon meanwhile; then the guest's next access brings it back.
+        status = ballooned_has(vm, gfn)
+                     ? E_EXIST
+                     : ept_map(&vm->ept, gfn, frame, EPT_4K, permissions, EPT_KIND_PRIVATE);
         bool due = status == 0 && permissions == EPT_RWX && count_touch(vm, gfn);
         ept_unlock_gfn(&vm->ept, gfn);
         if (status != 0)
@@ -250,10 +268,23 @@ static enum ept_fault_result memory_fault(void *owner, const struct ept_fault *f
             return EPT_FAULT_RETRY;
         if (fault->fetch && ept_fetch_needs_split(&leaf))
             return split_for_fetch(vm, gfn);
+        if (leaf.kind == EPT_KIND_ZERO && fault->write) {
+            ballooned_return(vm, gfn);
+            return EPT_FAULT_RETRY;
+        }
+        // It became shared or a candidate meanwhile: the next fault is fusion's.
+        if (leaf.kind == EPT_KIND_SHARED || leaf.kind == EPT_KIND_CANDIDATE)
+            return EPT_FAULT_RETRY;
         // Allowed by now: another CPU was faster, or the TLB was behind.
         unsigned needed = (fault->read ? EPT_READ : 0u) | (fault->write ? EPT_WRITE : 0u) |
                           (fault->fetch ? EPT_EXECUTE : 0u);
         return (leaf.permissions & needed) == needed ? EPT_FAULT_RETRY : EPT_FAULT_UNHANDLED;
+    }
+    if (__builtin_expect(vm->account.ballooned != 0, 0) && area == VM_AREA_RAM &&
+        ballooned_has(vm, gfn)) {
+        if (!fault->write)
+            return ballooned_read(vm, gfn);
+        ballooned_return(vm, gfn);
     }
     unsigned permissions = area == VM_AREA_ROM ? EPT_READ | EPT_EXECUTE : EPT_RWX;
     return populate(vm, gfn, permissions) == 0 ? EPT_FAULT_RETRY : EPT_FAULT_WAIT;
@@ -301,6 +332,18 @@ int guest_read(struct vm *vm, gpa_t from, void *to, size_t size)
     return 0;
 }
 
+// For guest_write: a page that is not the VM's own becomes so. 0: look again.
+static int make_writable(struct vm *vm, gfn_t gfn, const struct ept_leaf *leaf)
+{
+    if (leaf->present && leaf->kind != EPT_KIND_ZERO)
+        return memory_ops->make_private(vm, gfn);
+    if (vm_area_of(vm, gfn) == VM_AREA_ROM)
+        return populate(vm, gfn, EPT_READ | EPT_EXECUTE);
+    if (ballooned_has(vm, gfn))
+        ballooned_return(vm, gfn);
+    return populate(vm, gfn, EPT_RWX);
+}
+
 int guest_write(struct vm *vm, gpa_t to, const void *from, size_t size)
 {
     if (!all_memory(vm, to, size))
@@ -316,18 +359,11 @@ int guest_write(struct vm *vm, gpa_t to, const void *from, size_t size)
         if (own)
             memcpy((uint8_t *)hfn_to_pointer(leaf.frame) + offset, p, piece);
         ept_unlock_gfn(&vm->ept, gfn);
-        if (leaf.present && !own) {
-            int status = memory_ops->make_private(vm, gfn);
+        if (!own) {
+            int status = make_writable(vm, gfn, &leaf);
             if (status != 0)
                 return status;
             continue; // look again, under the lock
-        }
-        if (!leaf.present) {
-            bool rom = vm_area_of(vm, gfn) == VM_AREA_ROM;
-            int status = populate(vm, gfn, rom ? EPT_READ | EPT_EXECUTE : EPT_RWX);
-            if (status != 0)
-                return status;
-            continue; // look again: the page is there now
         }
         p += piece;
         to.raw += piece;
@@ -342,8 +378,11 @@ int vm_memory_create(struct vm *vm)
     vm->touched = heap_alloc(vm->ranges * sizeof(*vm->touched));
     if (vm->touched == NULL)
         return E_NOMEM;
-    int status = ept_init(&vm->ept, vm->id);
+    int status = ballooned_create(vm);
+    if (status == 0)
+        status = ept_init(&vm->ept, vm->id);
     if (status != 0) {
+        ballooned_destroy(vm);
         heap_free(vm->touched);
         vm->touched = NULL;
         return status;
@@ -362,6 +401,8 @@ static void free_leaf(void *context, gfn_t gfn, struct ept_leaf leaf)
     static const unsigned order[] = {[EPT_4K] = 0, [EPT_2M] = 9, [EPT_1G] = 18};
     struct ept_leaf old;
     ept_unmap(&vm->ept, gfn, &old);
+    if (leaf.kind == EPT_KIND_ZERO)
+        return;
     if (leaf.kind == EPT_KIND_SHARED)
         memory_ops->release(vm, gfn, leaf.frame, UINT64_C(1) << order[leaf.level]);
     else
@@ -388,6 +429,7 @@ void vm_memory_destroy(struct vm *vm)
         fiber_yield();
     while (ept_destroy(&vm->ept, 64) == E_AGAIN)
         fiber_yield();
+    ballooned_destroy(vm);
     heap_free(vm->touched);
     vm->touched = NULL;
     vm->memory_present = false;

@@ -87,6 +87,14 @@ struct vm *vm_next_with_request(void)
     return found;
 }
 
+void vm_for_each(void (*visit)(struct vm *vm, void *context), void *context)
+{
+    spin_lock(&table_lock);
+    for (unsigned i = 0; i < count; i++)
+        visit(table[i], context);
+    spin_unlock(&table_lock);
+}
+
 const char *vm_state_name(enum vm_state state)
 {
     static const char *const names[] = {"stopped", "running", "paused", "waiting-memory",
@@ -94,7 +102,7 @@ const char *vm_state_name(enum vm_state state)
     return names[state];
 }
 
-static bool waits_for_memory(const struct vm *vm)
+bool vm_waits_for_memory(const struct vm *vm)
 {
     for (unsigned i = 0; i < vm->vcpu_count; i++)
         if (vm->vcpus[i]->waiting_memory)
@@ -102,16 +110,21 @@ static bool waits_for_memory(const struct vm *vm)
     return false;
 }
 
-static void fill(struct vm_info *info, struct vm *vm, uint64_t private_frames, uint64_t shared)
+static void fill(struct vm_info *info, struct vm *vm, uint64_t private_frames, uint64_t shared,
+                 uint64_t ballooned)
 {
     info->id = vm->id;
     info->config = vm->config;
-    info->state = vm->state == VM_RUNNING && waits_for_memory(vm) ? VM_WAITING_MEMORY : vm->state;
+    info->state =
+        vm->state == VM_RUNNING && vm_waits_for_memory(vm) ? VM_WAITING_MEMORY : vm->state;
     info->configured = vm->config.memory / PAGE_SIZE;
     info->private_frames = private_frames;
     info->shared = shared;
-    info->balloon = 0;
-    uint64_t used = private_frames + shared;
+    info->balloon = ballooned;
+    info->balloon_target = vm->balloon_target;
+    info->balloon_returned = vm->balloon_returned;
+    info->balloon_driver = vm->balloon_driver;
+    uint64_t used = private_frames + shared + ballooned;
     info->untouched = info->configured > used ? info->configured - used : 0;
     info->table_frames = vm->memory_present ? vm->ept.table_frames : 0;
     info->run_ticks = info->wait_ticks = info->steal_ticks = info->unknown_msrs = 0;
@@ -138,13 +151,13 @@ static void fill(struct vm_info *info, struct vm *vm, uint64_t private_frames, u
 unsigned vm_snapshot(struct vm_info *infos, struct frames_snapshot *frames)
 {
     struct frame_account *accounts[VM_MAX];
-    uint64_t private_frames[VM_MAX], shared[VM_MAX];
+    uint64_t private_frames[VM_MAX], shared[VM_MAX], ballooned[VM_MAX];
     spin_lock(&table_lock);
     for (unsigned i = 0; i < count; i++)
         accounts[i] = &table[i]->account;
-    frames_snapshot(frames, accounts, count, private_frames, shared);
+    frames_snapshot_ballooned(frames, accounts, count, private_frames, shared, ballooned);
     for (unsigned i = 0; i < count; i++)
-        fill(&infos[i], table[i], private_frames[i], shared[i]);
+        fill(&infos[i], table[i], private_frames[i], shared[i], ballooned[i]);
     unsigned n = count;
     spin_unlock(&table_lock);
     return n;
@@ -158,9 +171,9 @@ int vm_get(const char *name, struct vm_info *info)
     if (vm != NULL) {
         struct frame_account *account = &vm->account;
         struct frames_snapshot frames;
-        uint64_t private_frames, shared;
-        frames_snapshot(&frames, &account, 1, &private_frames, &shared);
-        fill(info, vm, private_frames, shared);
+        uint64_t private_frames, shared, ballooned;
+        frames_snapshot_ballooned(&frames, &account, 1, &private_frames, &shared, &ballooned);
+        fill(info, vm, private_frames, shared, ballooned);
         status = 0;
     }
     spin_unlock(&table_lock);

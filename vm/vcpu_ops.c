@@ -157,6 +157,8 @@ static void wait_memory(struct vcpu *v, bool begin)
         vm_arm_timers(vm, v);
     }
     spin_unlock(&vm->device_lock);
+    if (begin)
+        vm_note_wait(vm);
 }
 
 static unsigned take_startup(struct vcpu *v, uint8_t *vector)

@@ -30,6 +30,8 @@ struct vm_info {
     struct vm_config config;
     enum vm_state state;
     uint64_t configured, private_frames, shared, balloon, untouched;
+    uint64_t balloon_target, balloon_returned;
+    bool balloon_driver;
     uint64_t table_frames;
     uint64_t run_ticks, wait_ticks, steal_ticks; // on a CPU, halted, runnable without a CPU
     uint64_t shootdowns, large_splits, large_collapses, large_leaves, promotions;
@@ -48,8 +50,20 @@ int vm_start(const char *name, char *why);
 int vm_pause(const char *name, char *why);
 int vm_resume(const char *name, char *why);
 int vm_reset(const char *name, char *why);
+// How much is wanted in the VM's balloon, from now on; its driver is told.
+int vm_balloon(const char *name, uint64_t bytes, char *why);
 int vm_shutdown(const char *name, char *why); // presses the power button and returns
 int vm_stop(const char *name, char *why);
+
+// overcommit = off: a VM starts only if all its memory fits beside what the others may still touch.
+void vm_set_overcommit(bool on);
+// What overcommit = off counts, in frames: the memory of all VMs that have any, without what is in
+// their balloons, has to fit beside Fusor's own frames and the reserve.
+struct vm_commitment {
+    uint64_t total, fusor, reserve, guests;
+    uint64_t left; // UINT64_MAX when overcommit is on
+};
+void vm_commitment(struct vm_commitment *out);
 
 // Copies of all VMs in order of creation with one consistent snapshot of all frames. Returns the
 // count. `infos` has room for VM_MAX.

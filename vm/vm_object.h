@@ -59,6 +59,14 @@ struct vm {
     struct vm_report report;
     uint16_t *touched; // per 2 MiB range: populated pages, or VM_RANGE_DONE
     uint64_t ranges;
+    uint64_t *ballooned; // vm/ballooned.h: a bit per page, RANGE_WORDS words per range
+    hfn_t zero_page;     // what reads of ballooned pages see
+    _Atomic uint64_t balloon_returned; // pages that left the balloon because they were written to
+    _Atomic uint64_t balloon_target;   // pages that the operator, or the policy, wants in it
+    _Atomic bool balloon_driver;       // a driver has asked for the target since the last reset
+    _Atomic uint64_t reserve_taken;    // vm/ballooned.h
+    _Atomic bool waits_said;           // vm/shortage.c: an episode of waiting for memory is under way
+    _Atomic uint64_t waited_at;        // TSC: when a vCPU waited last
     _Atomic uint64_t rom_writes;
     _Atomic uint64_t promotions;
 
@@ -92,6 +100,7 @@ struct vm_platform_ops {
     void (*set_cr8)(struct vm *vm, struct vcpu *v, uint64_t value);
     enum vcpu_result (*mmio)(struct vm *vm, struct vcpu *v, gpa_t address, bool write); // no lock
     void (*press_power_button)(struct vm *vm);
+    void (*set_doorbell)(struct vm *vm, bool ringing);
     size_t (*read_console)(struct vm *vm, uint64_t *cursor, char *buffer, size_t size);
     size_t (*write_console)(struct vm *vm, const char *data, size_t size);
 };
@@ -101,6 +110,9 @@ extern const struct vm_platform_ops *vm_platform;
 // Leaves a request for the service fiber and takes the vCPUs out of the guest. Any context.
 void vm_ask(struct vm *vm, enum vm_request request);
 void vm_wake_service(void);
+// Tells the guest's balloon driver, if there is one, to look at its target. No device lock held.
+void vm_ring_doorbell(struct vm *vm);
+void vm_set_balloon_target(struct vm *vm, uint64_t pages); // and rings, if it is another
 void vm_event(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
 // vm/table.c: finds a VM and marks it busy; waits (fiber) while somebody else has it. NULL: no such
@@ -108,6 +120,18 @@ void vm_event(const char *format, ...) __attribute__((format(printf, 1, 2)));
 struct vm *vm_acquire(const char *name);
 void vm_release(struct vm *vm);
 struct vm *vm_next_with_request(void); // acquired, or NULL
+// Calls `visit` for every VM, under the table lock.
+void vm_for_each(void (*visit)(struct vm *vm, void *context), void *context);
+// True while one of its vCPUs waits for a frame.
+bool vm_waits_for_memory(const struct vm *vm);
+
+// vm/shortage.c
+// A vCPU begins to wait for memory. No lock held.
+void vm_note_wait(struct vm *vm);
+// Who shall know that a VM has begun to wait: called from any context. Once, at init.
+void vm_set_shortage_hook(void (*hook)(void));
+// Says so of VMs that wait no longer. Returns true while there is one that does. Fiber.
+bool vm_end_waits(void);
 
 // What fusion, a higher room, does for memory.
 struct vm_memory_ops {
@@ -128,6 +152,10 @@ void vm_set_memory_ops(const struct vm_memory_ops *ops); // once, at init
 // vm/memory.c
 enum vm_area { VM_AREA_NONE, VM_AREA_RAM, VM_AREA_ROM };
 enum vm_area vm_area_of(const struct vm *vm, gfn_t gfn);
+// The number of gfn's 2 MiB range, below vm->ranges. gfn is RAM.
+uint64_t vm_range_of(const struct vm *vm, gfn_t gfn);
+// gfn lock held: `pages` pages of gfn's range were taken from the guest.
+void vm_untouch(struct vm *vm, gfn_t gfn, unsigned pages);
 int vm_memory_create(struct vm *vm);
 void vm_memory_destroy(struct vm *vm); // fiber: yields; no vCPU runs
 void vm_memory_forget(struct vm *vm);  // the VM itself goes

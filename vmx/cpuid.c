@@ -163,8 +163,10 @@ void cpuid_policy_init(struct cpuid_policy *p, unsigned vcpus, uint64_t tsc_hz,
 
     p->hypervisor[0] = (struct cpuid_leaf){FUSOR_CPUID_FEATURES, FUSOR_SIGNATURE_EBX,
                                            FUSOR_SIGNATURE_ECX, FUSOR_SIGNATURE_EDX};
-    p->hypervisor[1] = (struct cpuid_leaf){
-        FUSOR_ABI_VERSION, FUSOR_FEATURE_HINTS | FUSOR_FEATURE_STATS, FUSOR_LIST_MAX, 0};
+    p->hypervisor[1] = (struct cpuid_leaf){FUSOR_ABI_VERSION,
+                                           FUSOR_FEATURE_HINTS | FUSOR_FEATURE_STATS |
+                                               FUSOR_FEATURE_BALLOON | FUSOR_FEATURE_FREE,
+                                           FUSOR_LIST_MAX, 0};
 
     p->cr4_allowed = CR4_BASE;
     if ((p->features[0].ecx & BIT(2)) != 0)

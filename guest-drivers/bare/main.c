@@ -44,6 +44,8 @@ static const struct {
     {"smpreset", test_smpreset},
     {"smpoff", test_smpoff},
     {"hypercall", test_hypercall},
+    {"balloon", test_balloon},
+    {"driver", test_driver},
 };
 
 // The compiler emits calls to these two.

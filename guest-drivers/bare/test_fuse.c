@@ -1,177 +1,243 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // fuse: pages that another VM has too, hinted and written at the console's command.
 //
-// `pages=` (1024) pages of a pattern that depends on `seed=` (1) and the page's number only, so that
-// two guests with the same seed have the same pages; `id=` makes what they write differ. Then one
-// letter per step comes through the UART:
-//   h  hint all pages         H  hint whole 2 MiB ranges     u  unhint all
-//   w  write a word of each   o  write the original back     v  verify every byte
-//   s  statistics             q  quit
-#include "bare.h"
+// `pages=` (1024) pages of a pattern that depends on `seed=` (1) and the page's number only, so
+// that two guests with the same seed have the same pages; `id=` makes what they write differ. Then
+// commands come through the UART, TAG LETTER [NUMBER] and a carriage return each; a line with
+// `op=LETTER` answers, then one with `tag=TAG`. NUMBER bounds the pages (0: all) but where it says:
+//   h  hint
+//   H  hint whole 2 MiB ranges
+//   u  unhint
+//   w  write a word of each
+//   o  write the original back
+//   v  verify every byte
+//   m  `rep movsb` over pages
+//   f  fill anew, NUMBER: seed
+//   s  statistics
+//   x  NUMBER calls of garbage
+//   k  back-off, NUMBER rounds
+//   F  Fusor writes to each page
+//   t  page tables, hinted
+//   T  walk through them
+//   l  a list, hinted
+//   L  use it as the list
+//   c  every CPU writes to each page
+//   W  w while the other CPUs run
+//   S  stress of all CPUs, NUMBER rounds
+//   q  quit
+#include "fuse.h"
 
-#include "hypercall.h"
+#define COM1        0x3f8u
+#define IRQ_COM1    4u
+#define VECTOR_UART 0x63u
 
-#define COM1 0x3f8u
+static uint64_t hints[FUSOR_LIST_MAX] __attribute__((aligned(4096)));
 
-static uint64_t first; // address of the first page
-static uint64_t pages, seed, id;
-static bool written;
-static uint64_t list[FUSOR_LIST_MAX] __attribute__((aligned(4096)));
-
-static volatile uint64_t *word(uint64_t page, uint64_t n)
+uint64_t fuse_entry(uint64_t page, unsigned order)
 {
-    return (volatile uint64_t *)(first + page * PAGE + n * 8); // NOLINT: RAM is mapped to itself
+    return FUSOR_ENTRY(fuse.first / PAGE + page, FUSOR_CLASS_OTHER, order);
 }
 
-static uint64_t mix(uint64_t x)
+struct fuse_sent fuse_send(uint64_t call, const uint64_t *list, unsigned count)
 {
-    x ^= x >> 30;
-    x *= UINT64_C(0xbf58476d1ce4e5b9);
-    x ^= x >> 27;
-    x *= UINT64_C(0x94d049bb133111eb);
-    return x ^ x >> 31;
-}
-
-static uint64_t original(uint64_t page, uint64_t n)
-{
-    return mix(seed << 48 ^ page << 12 ^ n);
-}
-
-// The word of each page that is written.
-static uint64_t place(uint64_t page)
-{
-    return mix(page + 77) % 512;
-}
-
-static void fill(void)
-{
-    for (uint64_t page = 0; page < pages; page++)
-        for (uint64_t n = 0; n < 512; n++)
-            *word(page, n) = original(page, n);
-}
-
-static void verify(void)
-{
-    uint64_t wrong = 0;
-    for (uint64_t page = 0; page < pages; page++)
-        for (uint64_t n = 0; n < 512; n++) {
-            uint64_t wanted = original(page, n);
-            if (written && n == place(page))
-                wanted = mix(id ^ page);
-            wrong += *word(page, n) != wanted;
-        }
-    check(wrong == 0, wrong);
-    report("op=v verified=%lu wrong=%lu", pages, wrong);
-}
-
-// Sends the list again and again until all of it is done or refused.
-static void send(uint64_t call, unsigned count, uint64_t *done, uint64_t *refused)
-{
+    struct fuse_sent sent = {0, 0};
     unsigned at = 0;
     while (at < count) {
-        int64_t result = hypercall(call, (uint64_t)&list[at], count - at, 0, 0);
-        if (result < 0) {
-            ++*refused;
+        int64_t result = hypercall(call, (uint64_t)(uintptr_t)&list[at], count - at, 0, 0);
+        if (result > 0) {
+            sent.done += (uint64_t)result;
+            at += (unsigned)result;
+        } else {
+            sent.refused++;
             at++;
-            continue;
         }
-        *done += (uint64_t)result;
-        at += (unsigned)result;
     }
+    return sent;
 }
 
-static void hint(char op, uint64_t call, unsigned order)
+static struct fuse_sent send_pages(uint64_t call, uint64_t from, uint64_t to, unsigned order)
 {
-    uint64_t done = 0, refused = 0, step = UINT64_C(1) << order;
-    uint64_t begin = rdtsc();
-    for (uint64_t page = 0; page < pages;) {
+    struct fuse_sent sent = {0, 0};
+    for (uint64_t page = from; page < to;) {
         unsigned count = 0;
-        for (; page < pages && count < FUSOR_LIST_MAX; page += step)
-            list[count++] = FUSOR_ENTRY(first / PAGE + page, 0, order);
-        send(call, count, &done, &refused);
+        for (; page < to && count < FUSOR_LIST_MAX; page += UINT64_C(1) << order)
+            hints[count++] = fuse_entry(page, order);
+        struct fuse_sent one = fuse_send(call, hints, count);
+        sent.done += one.done;
+        sent.refused += one.refused;
     }
-    uint64_t ticks = rdtsc() - begin;
-    report("op=%s done=%lu refused=%lu ticks=%lu per_page=%lu", (char[]){op, 0}, done, refused,
-           ticks, ticks / pages);
+    return sent;
 }
 
-static void write_all(bool new)
+struct fuse_sent fuse_hint(uint64_t from, uint64_t to)
 {
-    uint64_t sum = 0, min = UINT64_MAX, max = 0;
-    for (uint64_t page = 0; page < pages; page++) {
-        uint64_t n = place(page);
-        volatile uint64_t *w = word(page, n);
-        uint64_t value = new ? mix(id ^ page) : original(page, n);
-        uint64_t begin = rdtsc();
-        *w = value;
-        uint64_t ticks = rdtsc() - begin;
-        sum += ticks;
-        min = ticks < min ? ticks : min;
-        max = ticks > max ? ticks : max;
-    }
-    written = new;
-    report("op=%s pages=%lu avg=%lu min=%lu max=%lu", new ? "w" : "o", pages, sum / pages, min,
-           max);
+    return send_pages(FUSOR_HINT, from, to, 0);
 }
 
-static void statistics(void)
+struct fusor_statistics fuse_statistics(void)
 {
-    static struct fusor_statistics s __attribute__((aligned(64)));
-    int64_t result = hypercall(FUSOR_STATISTICS, (uint64_t)&s, sizeof(s), 0, 0);
+    static struct fusor_statistics s __attribute__((aligned(128))); // within one page
+    int64_t result = hypercall(FUSOR_STATISTICS, (uint64_t)(uintptr_t)&s, sizeof(s), 0, 0);
     check(result == (int64_t)sizeof(s), result);
-    report("op=s received=%lu fused=%lu unmatched=%lu rejected=%lu splits=%lu shared=%lu",
-           s.hints_received, s.hints_fused, s.hints_unmatched, s.hints_rejected, s.splits,
-           s.shared);
+    return s;
 }
 
-static char next_command(void)
+static void send_command(char op, uint64_t call, uint64_t pages, unsigned order)
 {
+    struct fusor_statistics before = fuse_statistics();
+    uint64_t begin = rdtsc();
+    struct fuse_sent sent = send_pages(call, 0, pages, order);
+    uint64_t ticks = rdtsc() - begin;
+    struct fusor_statistics after = fuse_statistics();
+    report("op=%s done=%lu refused=%lu ticks=%lu per_page=%lu fused=%lu "
+           "unmatched=%lu rejected=%lu",
+           (char[]){op, 0}, sent.done, sent.refused, ticks, ticks / pages,
+           after.hints_fused - before.hints_fused, after.hints_unmatched - before.hints_unmatched,
+           after.hints_rejected - before.hints_rejected);
+}
+
+static void show_statistics(void)
+{
+    struct fusor_statistics s = fuse_statistics();
+    check(s.hints_received == s.hints_fused + s.hints_unmatched + s.hints_rejected,
+          s.hints_received);
+    report("op=s received=%lu fused=%lu unmatched=%lu rejected=%lu splits=%lu "
+           "cancelled=%lu "
+           "shared=%lu",
+           s.hints_received, s.hints_fused, s.hints_unmatched, s.hints_rejected, s.splits,
+           s.cancelled, s.shared);
+}
+
+// --- Commands ---
+
+static void on_uart(struct frame *f)
+{
+    (void)f;
+    lapic_write(LAPIC_EOI, 0); // the byte is fetched by who waits for it
+}
+
+// Halted until it comes, so that a guest without work costs nothing.
+static char next_byte(void)
+{
+    cli();
     while ((inb(COM1 + 5) & 1) == 0)
-        __asm__ volatile("pause");
+        wait_interrupt();
     return (char)inb(COM1);
+}
+
+struct command {
+    uint64_t tag, number;
+    char letter;
+};
+
+static struct command next_command(void)
+{
+    struct command c = {0, 0, 0};
+    for (;;) {
+        char byte = next_byte();
+        if (byte == '\r' || byte == '\n')
+            return c;
+        if (byte < '0' || byte > '9')
+            c.letter = byte;
+        else if (c.letter == 0)
+            c.tag = c.tag * 10 + (uint64_t)(byte - '0');
+        else
+            c.number = c.number * 10 + (uint64_t)(byte - '0');
+    }
+}
+
+static void run(const struct command *c)
+{
+    uint64_t pages = c->number == 0 || c->number > fuse.pages ? fuse.pages : c->number;
+    switch (c->letter) {
+    case 'h':
+        send_command('h', FUSOR_HINT, pages, 0);
+        break;
+    case 'H':
+        send_command('H', FUSOR_HINT, pages, 9);
+        break;
+    case 'u':
+        send_command('u', FUSOR_UNHINT, pages, 0);
+        break;
+    case 'w':
+        fuse_write('w', pages, false);
+        break;
+    case 'o':
+        fuse_write('o', pages, true);
+        break;
+    case 'v':
+        fuse_verify(pages);
+        break;
+    case 'm':
+        fuse_move(pages);
+        break;
+    case 'f':
+        fuse.seed = c->number;
+        fuse_fill();
+        break;
+    case 's':
+        show_statistics();
+        break;
+    case 'x':
+        fuse_garbage(c->number);
+        break;
+    case 'k':
+        fuse_back_off(c->number);
+        break;
+    case 'F':
+        fuse_write_by_fusor(pages);
+        break;
+    case 't':
+        fuse_make_tables();
+        break;
+    case 'T':
+        fuse_walk_tables();
+        break;
+    case 'l':
+        fuse_make_list();
+        break;
+    case 'L':
+        fuse_send_own_list();
+        break;
+    case 'c':
+        fuse_write_together(pages);
+        break;
+    case 'W':
+        fuse_write_beside(pages);
+        break;
+    case 'S':
+        fuse_stress(c->number);
+        break;
+    default:
+        check(false, (uint8_t)c->letter);
+        break;
+    }
 }
 
 void test_fuse(void)
 {
-    pages = option("pages", 1024);
-    seed = option("seed", 1);
-    id = option("id", 1);
-    struct region *top = &memory[memory_count - 1];
-    uint64_t size = (pages * PAGE + 2 * MIB - 1) & ~(2 * MIB - 1);
+    fuse.pages = option("pages", 1024);
+    fuse.seed = option("seed", 1);
+    fuse.id = option("id", 1);
+    const struct region *top = &memory[memory_count - 1];
+    uint64_t size = (fuse.pages * PAGE + 2 * MIB - 1) & ~(2 * MIB - 1);
+    check(fuse.pages > 0 && fuse.pages <= FUSE_PAGES_MAX, fuse.pages);
     check(top->to - top->from >= size, top->to - top->from);
     if (errors != 0)
         return;
-    first = top->to - size;
-    uint64_t begin = rdtsc();
-    fill();
-    report("filled=%lu first=%lx ticks=%lu", pages, first, rdtsc() - begin);
+    fuse.first = top->to - size;
+    set_handler(VECTOR_UART, on_uart);
+    ioapic_write(0x10 + 2 * IRQ_COM1 + 1, 0);
+    ioapic_write(0x10 + 2 * IRQ_COM1, VECTOR_UART);
+    outb(COM1 + 4, 0xb); // OUT2 lets the interrupt through
+    outb(COM1 + 1, 1);   // for bytes received
+    fuse_fill();
     for (;;) {
-        switch (next_command()) {
-        case 'h':
-            hint('h', FUSOR_HINT, 0);
-            break;
-        case 'H':
-            hint('H', FUSOR_HINT, 9);
-            break;
-        case 'u':
-            hint('u', FUSOR_UNHINT, 0);
-            break;
-        case 'w':
-            write_all(true);
-            break;
-        case 'o':
-            write_all(false);
-            break;
-        case 'v':
-            verify();
-            break;
-        case 's':
-            statistics();
-            break;
-        case 'q':
+        struct command c = next_command();
+        if (c.letter == 'q')
             return;
-        default:
-            break;
-        }
+        if (c.letter != 0)
+            run(&c);
+        report("tag=%lu errors=%lu", c.tag, (uint64_t)errors);
     }
 }

@@ -114,7 +114,7 @@ int guest_write(struct vm *vm, gpa_t to, const void *from, size_t size)
     struct fusor_statistics s;
     REQUIRE(size <= sizeof(s));
     memset(&s, 0x11, sizeof(s));
-    s.balloon = s.balloon_target = 0; // never what stood on the stack
+    s.balloon = s.balloon_target = 0x2222;
     REQUIRE(memcmp(&s, from, size) == 0);
     guest.written += (unsigned)size;
     return 0;
@@ -178,6 +178,36 @@ void fusion_statistics(struct vm *vm, struct fusor_statistics *out)
     memset(out, 0x11, offsetof(struct fusor_statistics, balloon));
 }
 
+int64_t balloon_inflate(struct vm *vm, const uint64_t *entries, unsigned count)
+{
+    REQUIRE(guest.gpr[REG_RAX] == FUSOR_BALLOON_INFLATE);
+    return work(vm, entries, count);
+}
+
+int64_t balloon_deflate(struct vm *vm, const uint64_t *entries, unsigned count)
+{
+    REQUIRE(guest.gpr[REG_RAX] == FUSOR_BALLOON_DEFLATE);
+    return work(vm, entries, count);
+}
+
+int64_t balloon_free_pages(struct vm *vm, const uint64_t *entries, unsigned count)
+{
+    REQUIRE(guest.gpr[REG_RAX] == FUSOR_FREE_PAGES);
+    return work(vm, entries, count);
+}
+
+int64_t balloon_target(struct vm *vm)
+{
+    REQUIRE(vm == &guest.vm && guest.cpl == 0 && guest.gpr[REG_RSI] == 0);
+    return 0x3333;
+}
+
+void balloon_statistics(struct vm *vm, struct fusor_statistics *out)
+{
+    REQUIRE(vm == &guest.vm && guest.cpl == 0);
+    out->balloon = out->balloon_target = 0x2222;
+}
+
 void vm_set_hypercall(uint64_t (*handler)(struct vm *vm, struct vcpu *v))
 {
     (void)handler;
@@ -235,7 +265,7 @@ static void require_error(int64_t result)
 
 static void one_call(void)
 {
-    static const uint64_t numbers[] = {1, 2, 3, 4, 1, 2, 0, 5};
+    static const uint64_t numbers[] = {1, 2, 3, 4, 5, 6, 7, 8};
     uint64_t how = take(1);
     for (unsigned i = 0; i < 16; i++)
         guest.gpr[i] = 0x0123456789abcdef + i;
@@ -266,6 +296,9 @@ static void one_call(void)
     switch (guest.gpr[REG_RAX]) {
     case FUSOR_HINT:
     case FUSOR_UNHINT:
+    case FUSOR_BALLOON_INFLATE:
+    case FUSOR_BALLOON_DEFLATE:
+    case FUSOR_FREE_PAGES:
         REQUIRE(result > 0 && (uint64_t)result == guest.done);
         REQUIRE(guest.done <= guest.gpr[REG_RSI] && guest.read_words <= guest.gpr[REG_RSI]);
         REQUIRE(guest.gpr[REG_RSI] <= FUSOR_LIST_MAX && guest.written == 0 && !r->present);
@@ -281,6 +314,10 @@ static void one_call(void)
         REQUIRE(r->free == MIN(guest.read[1], UINT64_C(1) << 40));
         REQUIRE(r->available == MIN(guest.read[2], UINT64_C(1) << 40));
         REQUIRE(r->cache == MIN(guest.read[3], UINT64_C(1) << 40));
+        break;
+    case FUSOR_BALLOON_TARGET:
+        REQUIRE(result == 0x3333 && guest.gpr[REG_RDI] == 0);
+        REQUIRE(guest.read_words == 0 && guest.written == 0 && !r->present);
         break;
     default:
         REQUIRE(!"a call that exists");

@@ -5,6 +5,8 @@
 
 #include "ept/entry.h"
 #include "fusion/index_table.h"
+#include "vm/ballooned.h"
+#include "vm/layout.h"
 
 #define FRAMES_MAX 65536u
 
@@ -20,6 +22,14 @@ static void tally_page(struct tally *t, const struct ept_leaf *leaf, hfn_t frame
 {
     const struct frame *r = frame_of(frame);
     assert_non_null(r);
+    bool in_balloon = ballooned_has(t->vm, (gfn_t){gfn});
+    assert_true(in_balloon == (leaf->kind == EPT_KIND_ZERO));
+    if (in_balloon) { // it was read
+        assert_int_equal(frame.raw, t->vm->zero_page.raw);
+        assert_int_equal(r->state, FRAME_FUSOR);
+        assert_int_equal(leaf->permissions & EPT_WRITE, 0);
+        return;
+    }
     assert_true(frame.raw < FRAMES_MAX);
     mapped[frame.raw]++;
     if (leaf->kind == EPT_KIND_SHARED) {
@@ -47,6 +57,18 @@ static void tally_leaf(void *context, gfn_t gfn, struct ept_leaf leaf)
     t->large += leaf.level != EPT_4K;
     for (uint64_t i = 0; i < pages; i++)
         tally_page(t, &leaf, hfn(leaf.frame.raw + i), gfn.raw + i);
+}
+
+static void check_balloon(const struct tally *t)
+{
+    uint64_t sum = 0;
+    for (uint64_t i = 0; i < t->vm->ranges * BALLOONED_WORDS; i++)
+        sum += (uint64_t)__builtin_popcountll(t->vm->ballooned[i]);
+    assert_int_equal(sum, t->vm->account.ballooned);
+    uint64_t rom = 0; // ACPI tables count as private, beside the VM's memory
+    for (uint64_t gfn = LAYOUT_ROM / PAGE_SIZE; gfn < LAYOUT_ROM_END / PAGE_SIZE; gfn++)
+        rom += ept_lookup(&t->vm->ept, (gfn_t){gfn}).present;
+    assert_true(t->private_frames + t->shared_gfns + sum <= t->vm->config.memory / PAGE_SIZE + rom);
 }
 
 static void check_figures(unsigned n)
@@ -120,6 +142,7 @@ static void check_leaves(void)
             assert_int_equal(t.large, vm->ept.large_leaves);
             tables += vm->ept.table_frames;
             check_figures(n);
+            check_balloon(&t);
         }
         all_own += own[n];
         all_gfns += gfns[n];

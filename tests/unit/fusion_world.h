@@ -99,6 +99,9 @@ struct world {
 };
 extern struct world world;
 
+// Set before world_start(): so many more frames behind the others, which the test adds itself.
+extern uint64_t world_late_frames;
+
 // A machine of `frames` frames (0: 4096) without VMs; ends what was before.
 void world_start(uint64_t frames);
 // Destroys all VMs and looks whether everything is back.
@@ -124,6 +127,7 @@ unsigned world_pending(void);
 // Makes `cpu` the one that runs, in root mode. Returns the one before.
 unsigned world_use(unsigned cpu);
 void world_leave(unsigned cpu);
+void world_invept(void); // what an INVEPT of this CPU does to its TLB
 // The page behind gfn as CPU `cpu`, running the guest, reaches it; NULL: it has to wait for memory.
 // A write must be done, and noted in the model, before anything else happens.
 uint8_t *world_access(unsigned cpu, unsigned n, uint64_t gfn, unsigned access);

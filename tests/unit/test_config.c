@@ -300,6 +300,8 @@ static void test_good_values(void **state)
     assert_int_equal(expect_good("large-pages = off")->large_pages, VM_LARGE_OFF);
     assert_int_equal(expect_good("large-pages = auto")->large_pages, VM_LARGE_AUTO);
     assert_int_equal(expect_good("weight = 1")->weight, 1);
+    assert_int_equal(expect_good("balloon = 64M")->balloon, 64 * MIB);
+    assert_int_equal(expect_good("memory-min = 32M")->memory_min, 32 * MIB);
     assert_int_equal(expect_good("weight = 10000")->weight, 10000);
     assert_false(expect_good("autostart = off")->autostart);
     assert_true(expect_good("autostart = on")->autostart);
@@ -312,8 +314,6 @@ static void test_good_values(void **state)
 static void test_keys_without_effect(void **state)
 {
     (void)state;
-    assert_int_equal(expect_warning("balloon = 64M")->balloon, 64 * MIB);
-    assert_int_equal(expect_warning("memory-min = 32M")->memory_min, 32 * MIB);
     assert_int_equal(expect_warning("cap = 50")->cap, 50);
     const struct vm_config *vm = expect_warning("module = \\guests\\initrd.img");
     assert_int_equal(vm->module_count, 1);
@@ -489,8 +489,7 @@ static void test_host(void **state)
     parse("[host]\nreserve = 32M\novercommit = off\nauto-balloon = on\n"
           "files = \\guests\\extra\nfiles = /guests/EXTRA/\nfiles = \\guests\\vmlinuz\n");
     assert_int_equal(got.errors, 0);
-    assert_string_equal(got.text, "fusor.conf:3: warning: overcommit is not in effect yet\n"
-                                  "fusor.conf:4: warning: auto-balloon is not in effect yet\n");
+    assert_string_equal(got.text, "");
     assert_int_equal(got.host.reserve, 32 * MIB);
     assert_false(got.host.overcommit);
     assert_true(got.host.auto_balloon);

@@ -89,7 +89,7 @@ static void test_boot(void **state)
 {
     (void)state;
     static const char config[] = "[host]\nauto-balloon = on\n"
-                                 "[vm one]\nmemory=64M\nkernel=\\guests\\vmlinuz\n"
+                                 "[vm one]\nmemory=64M\nkernel=\\guests\\vmlinuz\ncap=5\n"
                                  "[vm two]\nmemory=64M\nkernel=\\gone\n"
                                  "[vm three]\nmemory=64M\nkernel=\\guests\\vmlinuz\n"
                                  "autostart = off\n";
@@ -100,9 +100,8 @@ static void test_boot(void **state)
     assert_false(log_early);
     assert_string_equal(power_said, "ready");
     assert_string_equal(line_out, "* VM one said something before the first prompt\r\n" PROMPT);
-    assert_string_equal(log_lines[0],
-                        "warning: fusor.conf:2: warning: auto-balloon is not in effect yet");
-    assert_string_equal(log_lines[1], "error: fusor.conf:8: kernel: expected a readable file, got "
+    assert_string_equal(log_lines[0], "warning: fusor.conf:6: warning: cap is not in effect yet");
+    assert_string_equal(log_lines[1], "error: fusor.conf:9: kernel: expected a readable file, got "
                                       "\\gone: no such file on the boot volume");
     assert_string_equal(log_lines[2], "info: VM one started");
     assert_int_equal(log_count, 3);
@@ -288,9 +287,10 @@ static void test_unknown_commands(void **state)
     (void)state;
     expect_error("hello", "unknown command \"hello\", `help` lists the commands");
     expect_error("vm", "\"vm\" needs one of: list, show, create, set, start, pause, resume, reset, "
-                       "shutdown, stop, destroy, fusion, console");
-    expect_error("vm balloon a 1M", "\"vm\" needs one of: list, show, create, set, start, pause, "
-                                    "resume, reset, shutdown, stop, destroy, fusion, console");
+                       "shutdown, stop, destroy, balloon, fusion, console");
+    expect_error("vm cap a 5", "\"vm\" needs one of: list, show, create, set, start, pause, "
+                               "resume, reset, shutdown, stop, destroy, balloon, fusion, console");
+    expect_error("vm balloon a", "usage: vm balloon NAME SIZE");
     expect_error("vm show", "usage: vm show NAME");
     expect_error("vm show a b", "usage: vm show NAME");
     expect_error("reboot now", "usage: reboot");
@@ -333,7 +333,7 @@ static void test_help(void **state)
         lines++;
     assert_int_equal(occurrences(got, "\r\n"), lines + 1);
     assert_non_null(strstr(type("help vm start\r"), "\r\nvm start NAME "));
-    assert_int_equal(occurrences(type("help vm\r"), "\r\nvm "), 13);
+    assert_int_equal(occurrences(type("help vm\r"), "\r\nvm "), 14);
     assert_int_equal(occurrences(type("help fusion\r"), "\r\nfusion "), 1);
     expect_error("help nonsense", "unknown command \"nonsense\", `help` lists the commands");
     expect_error("help host x", "usage: help [COMMAND]");
@@ -412,8 +412,7 @@ static void test_vm_commands(void **state)
     assert_int_equal(vms[0].config.memory_min, 64 * MIB);
     assert_int_equal(vms[0].config.weight, 200);
     expect("vm set alpha memory-min=16M cap=10",
-           "warning: memory-min is not in effect yet\r\nwarning: cap is not in effect yet\r\n"
-           "ok\r\n");
+           "warning: cap is not in effect yet\r\nok\r\n");
     expect("vm set alpha memory=64M", "ok\r\n");
     assert_int_equal(vms[0].config.memory_min, 16 * MIB); // chosen, so it stays
     expect("vm set alpha module=\\guests\\vmlinuz module=\\guests\\initrd.img",
@@ -526,6 +525,36 @@ static void test_vm_show_fusion(void **state)
     expect_lines("vm show a", all, ARRAY_SIZE(all));
     fusions[0].mode = FUSION_OFF;
     assert_non_null(strstr(type("vm show a\r"), "\r\nfusion: off\r\nhints-received: 96\r\n"));
+}
+
+static void test_vm_balloon(void **state)
+{
+    (void)state;
+    static const char *const none[] = {"balloon: 0 kB", "balloon-target: 0 kB",
+                                       "balloon-returned: 0 kB"};
+    static const char *const pending[] = {"balloon-target: 16384 kB (pending: no driver)"};
+    static const char *const there[] = {"balloon: 8192 kB", "balloon-target: 16384 kB",
+                                        "balloon-returned: 12 kB"};
+    no_vms();
+    create("a"); // of 64M, memory-min 32M
+    expect_lines("vm show a", none, ARRAY_SIZE(none));
+    expect("vm balloon a 16M", "ok\r\n");
+    assert_int_equal(vms[0].config.balloon, 16 * MIB);
+    expect_lines("vm show a", pending, ARRAY_SIZE(pending));
+    vms[0].balloon_driver = true;
+    vms[0].balloon = 2048;
+    vms[0].balloon_returned = 3;
+    expect_lines("vm show a", there, ARRAY_SIZE(there));
+    expect_error("vm balloon nobody 1M", "no VM is called \"nobody\", `vm list` shows all");
+    expect_error("vm balloon a 12", "expected an integer with K, M or G, got \"12\"");
+    expect_error("vm balloon a -1M", "expected an integer with K, M or G, got \"-1M\"");
+    expect_error("vm balloon a 1K", "expected a multiple of 4K below 16777216G, got \"1K\"");
+    expect_error("vm balloon a 99999999999G",
+                 "expected a multiple of 4K below 16777216G, got \"99999999999G\"");
+    expect_error("vm balloon a 65M", "VM a: too much");
+    assert_int_equal(vms[0].config.balloon, 16 * MIB);
+    expect("vm balloon a 0K", "ok\r\n");
+    assert_int_equal(vms[0].balloon_target, 0);
 }
 
 static void test_vm_fusion(void **state)
@@ -812,6 +841,7 @@ int main(void)
         cmocka_unit_test(test_vm_commands),
         cmocka_unit_test(test_vm_errors),
         cmocka_unit_test(test_vm_show_fusion),
+        cmocka_unit_test(test_vm_balloon),
         cmocka_unit_test(test_vm_fusion),
         cmocka_unit_test(test_vm_set_page_fusion),
         cmocka_unit_test(test_census),

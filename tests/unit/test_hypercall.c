@@ -158,6 +158,34 @@ void fusion_statistics(struct vm *vm, struct fusor_statistics *out)
     memcpy(out, &guest.statistics, offsetof(struct fusor_statistics, balloon));
 }
 
+#define LIST_CALL(name, called)                                                                    \
+    int64_t name(struct vm *vm, const uint64_t *entries, unsigned count)                           \
+    {                                                                                              \
+        assert_ptr_equal(vm, &guest.vm);                                                           \
+        assert_int_equal(guest.gpr[REG_RAX], called);                                              \
+        guest.hint_calls++;                                                                        \
+        return work(entries, count);                                                               \
+    }
+LIST_CALL(balloon_inflate, FUSOR_BALLOON_INFLATE)
+LIST_CALL(balloon_deflate, FUSOR_BALLOON_DEFLATE)
+LIST_CALL(balloon_free_pages, FUSOR_FREE_PAGES)
+
+static unsigned target_calls;
+
+int64_t balloon_target(struct vm *vm)
+{
+    assert_ptr_equal(vm, &guest.vm);
+    target_calls++;
+    return 4711;
+}
+
+void balloon_statistics(struct vm *vm, struct fusor_statistics *out)
+{
+    assert_ptr_equal(vm, &guest.vm);
+    out->balloon = guest.statistics.balloon;
+    out->balloon_target = guest.statistics.balloon_target;
+}
+
 static uint64_t (*registered)(struct vm *vm, struct vcpu *v);
 
 void vm_set_hypercall(uint64_t (*handler)(struct vm *vm, struct vcpu *v))
@@ -232,8 +260,12 @@ static void assert_seen(unsigned count)
         assert_int_equal(guest.seen[i], entry_of(i));
 }
 
-static const uint64_t list_calls[] = {FUSOR_HINT, FUSOR_UNHINT};
-static const uint64_t known_calls[] = {FUSOR_HINT, FUSOR_UNHINT, FUSOR_STATISTICS, FUSOR_REPORT};
+static const uint64_t list_calls[] = {FUSOR_HINT, FUSOR_UNHINT, FUSOR_BALLOON_INFLATE,
+                                      FUSOR_BALLOON_DEFLATE, FUSOR_FREE_PAGES};
+static const uint64_t known_calls[] = {
+    FUSOR_HINT,      FUSOR_UNHINT,          FUSOR_STATISTICS,
+    FUSOR_REPORT,    FUSOR_BALLOON_INFLATE, FUSOR_BALLOON_DEFLATE,
+    FUSOR_FREE_PAGES};
 
 // A size that `number` accepts.
 static uint64_t good_size(uint64_t number)
@@ -261,10 +293,6 @@ static void test_unknown(void **state)
     (void)state;
     put_list(LIST, 1);
     static const uint64_t numbers[] = {0,
-                                       FUSOR_BALLOON_TARGET,
-                                       FUSOR_BALLOON_INFLATE,
-                                       FUSOR_BALLOON_DEFLATE,
-                                       FUSOR_FREE_PAGES,
                                        9,
                                        0x7fffffff,
                                        UINT64_C(1) << 32 | FUSOR_HINT,
@@ -272,6 +300,22 @@ static void test_unknown(void **state)
                                        UINT64_MAX};
     for (unsigned i = 0; i < ARRAY_SIZE(numbers); i++)
         assert_refused(numbers[i], LIST, 1, FUSOR_ENOSYS);
+}
+
+static void test_target(void **state)
+{
+    (void)state;
+    static const unsigned arguments[] = {REG_RDI, REG_RSI, REG_RDX, 10};
+    assert_int_equal(call(FUSOR_BALLOON_TARGET, 0, 0), 4711);
+    assert_int_equal(target_calls, 1);
+    for (unsigned i = 0; i < ARRAY_SIZE(arguments); i++) {
+        for (unsigned r = 0; r < ARRAY_SIZE(arguments); r++)
+            guest.gpr[arguments[r]] = 0;
+        guest.gpr[REG_RAX] = FUSOR_BALLOON_TARGET;
+        guest.gpr[arguments[i]] = UINT64_C(1) << (i * 20);
+        assert_int_equal((int64_t)hypercall_dispatch(&guest.vm, &guest.vcpu), -FUSOR_EINVAL);
+    }
+    assert_int_equal(target_calls, 1);
 }
 
 static void test_rings(void **state)
@@ -542,7 +586,6 @@ static void test_statistics(void **state)
     (void)state;
     for (size_t i = 0; i < sizeof(guest.statistics); i++)
         ((uint8_t *)&guest.statistics)[i] = (uint8_t)(i + 1);
-    guest.statistics.balloon = guest.statistics.balloon_target = 0;          // nobody's yet
     for (uint64_t at = LIST; at < 2 * PAGE_SIZE + LIST; at += PAGE_SIZE - 8) // also across pages
         for (uint64_t size = 8; size <= PAGE_SIZE; size += 8) {
             memset(guest.memory, 0xc3, sizeof(guest.memory));
@@ -650,6 +693,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         TEST(test_registered),
         TEST(test_unknown),
+        TEST(test_target),
         TEST(test_rings),
         TEST(test_reserved_arguments),
         TEST(test_addresses),

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// sources: vm/table.c vm/clock.c vm/bus.c kernel/format.c kernel/lock.c
+// sources: vm/shortage.c vm/table.c vm/clock.c vm/bus.c kernel/format.c kernel/lock.c
 // Lifecycle of a VM with several vCPUs, which are pretended: in which order they are stopped, reset
 // and let go; what a changed number of them does; what is left behind.
 #include <setjmp.h>
@@ -207,6 +207,25 @@ void frames_snapshot(struct frames_snapshot *out, struct frame_account *const *a
     out->total = 1000000;
     for (size_t i = 0; i < n; i++)
         private_frames[i] = shared[i] = 0;
+}
+
+void frames_snapshot_ballooned(struct frames_snapshot *out, struct frame_account *const *accounts,
+                               size_t n, uint64_t *private_frames, uint64_t *shared,
+                               uint64_t *ballooned)
+{
+    frames_snapshot(out, accounts, n, private_frames, shared);
+    for (size_t i = 0; i < n; i++)
+        ballooned[i] = atomic_load(&accounts[i]->ballooned);
+}
+
+uint64_t frames_reserve(void)
+{
+    return 1000;
+}
+
+uint64_t frames_free(void)
+{
+    return 500;
 }
 
 void sched_set_affinity(struct sched_entity *e, uint64_t cpu_mask)

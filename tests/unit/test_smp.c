@@ -39,6 +39,15 @@ void vm_set_platform(const struct vm_platform_ops *platform)
     vm_platform = platform;
 }
 
+static unsigned waits_noted;
+
+void vm_note_wait(struct vm *of)
+{
+    assert_ptr_equal(of, vm);
+    assert_true(spin_none_held());
+    waits_noted++;
+}
+
 void vm_ask(struct vm *of, enum vm_request request)
 {
     assert_ptr_equal(of, vm);
@@ -643,8 +652,10 @@ static void timers_wake_their_vcpu(void **state)
 
 static void wait(unsigned i, bool begin)
 {
+    unsigned before = waits_noted;
     vcpu[i].waiting_memory = begin;
     vcpu[i].ops->wait_memory(&vcpu[i], begin);
+    assert_int_equal(waits_noted, before + begin);
 }
 
 static void time_stands_still_when_nobody_can_run(void **state)

@@ -324,6 +324,18 @@ int vm_set(const struct vm_config *config, char *why)
     return 0;
 }
 
+int vm_balloon(const char *name, uint64_t bytes, char *why)
+{
+    struct vm_info *vm = find_vm(name);
+    if (bytes > vm->config.memory) {
+        snprintf(why, VM_WHY_MAX, "too much");
+        return E_RANGE;
+    }
+    vm->config.balloon = bytes;
+    vm->balloon_target = bytes / PAGE_SIZE;
+    return 0;
+}
+
 static int change_state(const char *name, char *why, unsigned from, enum vm_state to)
 {
     struct vm_info *vm = find_vm(name);

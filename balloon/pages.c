@@ -1,0 +1,327 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Pages come from a guest and go back to it.
+//
+// Giving is done in steps for the whole chunk: under each gfn lock the pages are unmapped and what
+// they mapped is noted; one shootdown; only then are frames freed and shared frames left (until
+// then a CPU may still read them). Between the steps the pages are untouched memory. Pages for the
+// balloon are marked last, under the gfn lock again, so that Private + Shared + Balloon is never
+// more than the VM has; a page that the guest touched meanwhile has left the balloon by that.
+//
+// Locks: one gfn lock at a time. None is held over the shootdown.
+//
+// Fusion: a candidate is cancelled as by a write: it becomes private and its frame's version ends
+// under the gfn lock before it is unmapped. A private page needs no such thing, for whoever wants
+// to protect it looks for it in the EPT, under the lock.
+#include "balloon/balloon.h"
+
+#include "fusion/engine.h"
+#include "hypercall/fusor_abi.h"
+#include "kernel/error.h"
+#include "kernel/memory.h"
+#include "vm/ballooned.h"
+
+#define RANGE_PAGES 512u
+#define RANGE_ORDER 9u
+
+#define ENTRY_CLASS_MASK (UINT64_C(0xf) << FUSOR_ENTRY_CLASS_SHIFT)
+
+// What was unmapped, a word each: the frame's number and what it is.
+#define GONE_SHARED (UINT64_C(1) << 63)
+#define GONE_LARGE  (UINT64_C(1) << 62)
+
+struct batch {
+    struct vm *vm;
+    unsigned count;
+    uint64_t gone[RANGE_PAGES];
+};
+
+static gfn_t entry_gfn(uint64_t entry)
+{
+    return (gfn_t){entry & FUSOR_ENTRY_GFN_MASK};
+}
+
+static unsigned entry_pages(uint64_t entry)
+{
+    return 1u << (entry >> FUSOR_ENTRY_ORDER_SHIFT & 15);
+}
+
+// 0, or what is wrong with an entry, as a fusor_error_code.
+static int check_entry(const struct vm *vm, uint64_t entry)
+{
+    gfn_t gfn = entry_gfn(entry);
+    unsigned pages = entry_pages(entry);
+    if ((entry & (FUSOR_ENTRY_RESERVED | ENTRY_CLASS_MASK)) != 0 ||
+        (pages != 1 && pages != RANGE_PAGES) || gfn.raw % pages != 0)
+        return FUSOR_EINVAL;
+    if (vm_area_of(vm, gfn) != VM_AREA_RAM ||
+        vm_area_of(vm, (gfn_t){gfn.raw + pages - 1}) != VM_AREA_RAM)
+        return FUSOR_ERANGE;
+    // The first range has a hole and ROM in it.
+    return pages != 1 && gfn.raw == 0 ? FUSOR_ERANGE : 0;
+}
+
+// --- Giving ---
+
+static bool pinned(const struct ept_leaf *leaf, unsigned pages)
+{
+    if (leaf->kind == EPT_KIND_SHARED || leaf->kind == EPT_KIND_ZERO)
+        return false;
+    for (unsigned i = 0; i < pages; i++)
+        if (frame_at(hfn(leaf->frame.raw + i))->count != 0)
+            return true;
+    return false;
+}
+
+// gfn lock held, the leaf is a candidate of any size: whoever compares it sees its version ended.
+static void cancel(struct vm *vm, gfn_t gfn, struct ept_leaf *leaf)
+{
+    hfn_t first = leaf->frame;
+    if (leaf->level == EPT_2M)
+        first.raw = ALIGN_DOWN(first.raw, (uint64_t)RANGE_PAGES);
+    ept_protect(&vm->ept, gfn, EPT_RWX, EPT_KIND_PRIVATE);
+    frame_end_version(first);
+    leaf->kind = EPT_KIND_PRIVATE;
+}
+
+// gfn lock held: unmaps the leaf at gfn, which is wanted as a whole and not pinned.
+static void unmap(struct batch *b, gfn_t gfn, struct ept_leaf *leaf)
+{
+    struct ept_leaf old;
+    if (leaf->kind == EPT_KIND_CANDIDATE)
+        cancel(b->vm, gfn, leaf);
+    ept_unmap(&b->vm->ept, gfn, &old);
+    b->gone[b->count++] = old.frame.raw | (leaf->kind == EPT_KIND_SHARED ? GONE_SHARED : 0) |
+                          (leaf->level == EPT_2M ? GONE_LARGE : 0);
+    vm_untouch(b->vm, gfn, leaf->level == EPT_2M ? RANGE_PAGES : 1);
+}
+
+// gfn lock held: may all of these pages, which no large leaf covers, go, and does the batch have
+// room for them?
+static int check_small(const struct batch *b, gfn_t gfn, unsigned pages)
+{
+    unsigned present = 0;
+    for (unsigned i = 0; i < pages; i++) {
+        struct ept_leaf leaf = ept_lookup(&b->vm->ept, (gfn_t){gfn.raw + i});
+        if (leaf.present && pinned(&leaf, 1))
+            return E_NOENT;
+        present += leaf.present && leaf.kind != EPT_KIND_ZERO;
+    }
+    return b->count + present > RANGE_PAGES ? E_BUSY : 0;
+}
+
+// gfn lock held. E_AGAIN: a large leaf has to be split first. E_BUSY: the batch is full. Whatever
+// the error, nothing was taken.
+static int take_locked(struct batch *b, gfn_t gfn, unsigned pages, bool for_balloon)
+{
+    struct vm *vm = b->vm;
+    struct ept_leaf leaf = ept_lookup(&vm->ept, gfn);
+    if (for_balloon && ballooned_count(vm, gfn, pages) != 0)
+        return E_EXIST;
+    if (leaf.level == EPT_2M && leaf.present && pages == 1) {
+        if (leaf.kind == EPT_KIND_CANDIDATE)
+            cancel(vm, gfn, &leaf);
+        return E_AGAIN;
+    }
+    if (leaf.present && leaf.level == EPT_2M) {
+        if (pinned(&leaf, RANGE_PAGES))
+            return E_NOENT;
+        if (b->count == RANGE_PAGES)
+            return E_BUSY;
+        unmap(b, gfn, &leaf);
+        return 0;
+    }
+    int status = check_small(b, gfn, pages);
+    for (unsigned i = 0; i < pages && status == 0; i++) {
+        gfn_t page = {gfn.raw + i};
+        leaf = ept_lookup(&vm->ept, page);
+        if (leaf.present && leaf.kind != EPT_KIND_ZERO) // reported, and in the balloon
+            unmap(b, page, &leaf);
+    }
+    return status;
+}
+
+static int take(struct batch *b, uint64_t entry, bool for_balloon)
+{
+    struct vm *vm = b->vm;
+    gfn_t gfn = entry_gfn(entry);
+    for (;;) {
+        ept_lock_gfn(&vm->ept, gfn);
+        int status = take_locked(b, gfn, entry_pages(entry), for_balloon);
+        ept_unlock_gfn(&vm->ept, gfn);
+        if (status != E_AGAIN)
+            return status;
+        if (fusion_make_small(vm, gfn) != 0)
+            return E_NOMEM;
+    }
+}
+
+// Shoots down, then lets go of everything. The VM's credit at the reserve grows by what it gave.
+static void finish(struct batch *b)
+{
+    struct vm *vm = b->vm;
+    uint64_t freed = 0;
+    if (b->count == 0)
+        return;
+    ept_shootdown(&vm->ept);
+    for (unsigned i = 0; i < b->count; i++) {
+        hfn_t frame = {b->gone[i] & ~(GONE_SHARED | GONE_LARGE)};
+        unsigned order = (b->gone[i] & GONE_LARGE) != 0 ? RANGE_ORDER : 0;
+        if ((b->gone[i] & GONE_SHARED) != 0) {
+            for (unsigned j = 0; j < 1u << order; j++)
+                split_release(vm, hfn(frame.raw + j));
+        } else {
+            frame_free(frame, order, &vm->account);
+            freed += UINT64_C(1) << order;
+        }
+    }
+    uint64_t taken = vm->reserve_taken;
+    while (!atomic_compare_exchange_weak(&vm->reserve_taken, &taken, taken - MIN(taken, freed)))
+        ;
+}
+
+// The first `count` entries were taken: marks them. Returns how many before the first that stands
+// twice.
+static unsigned mark(struct vm *vm, const uint64_t *entries, unsigned count)
+{
+    for (unsigned i = 0; i < count; i++) {
+        gfn_t gfn = entry_gfn(entries[i]);
+        unsigned pages = entry_pages(entries[i]);
+        ept_lock_gfn(&vm->ept, gfn);
+        bool twice = ballooned_count(vm, gfn, pages) != 0;
+        if (!twice)
+            ballooned_put(vm, gfn, pages);
+        ept_unlock_gfn(&vm->ept, gfn);
+        if (twice)
+            return i;
+    }
+    return count;
+}
+
+static int64_t error_code(int status)
+{
+    switch (status) {
+    case 0:
+    case E_BUSY: // the first of the next call: a batch that is full is not empty
+        return 0;
+    case E_EXIST:
+        return -FUSOR_EEXIST;
+    case E_NOENT:
+        return -FUSOR_ENOENT;
+    default:
+        return -FUSOR_ENOMEM;
+    }
+}
+
+static int64_t give(struct vm *vm, const uint64_t *entries, unsigned count, bool for_balloon)
+{
+    struct batch b; // filled as far as `count` says
+    unsigned done = 0;
+    int64_t error = 0;
+    int status = 0;
+    b.vm = vm;
+    b.count = 0;
+    while (done < MIN(count, BALLOON_CHUNK) && error == 0 && status == 0) {
+        error = -(int64_t)check_entry(vm, entries[done]);
+        if (error == 0) {
+            status = take(&b, entries[done], for_balloon);
+            error = error_code(status);
+        }
+        done += error == 0 && status == 0;
+    }
+    finish(&b);
+    if (for_balloon)
+        done = mark(vm, entries, done);
+    return done > 0 ? (int64_t)done : error;
+}
+
+// --- Taking back ---
+
+// One entry; `budget` pages may be promised.
+static int give_back(struct vm *vm, uint64_t entry, uint64_t *budget)
+{
+    gfn_t gfn = entry_gfn(entry);
+    unsigned pages = entry_pages(entry);
+    int status = E_NOENT;
+    ept_lock_gfn(&vm->ept, gfn);
+    unsigned there = ballooned_count(vm, gfn, pages);
+    if (there > *budget)
+        status = E_NOMEM;
+    else if (there != 0)
+        status = 0;
+    if (status == 0)
+        *budget -= ballooned_take(vm, gfn, pages);
+    ept_unlock_gfn(&vm->ept, gfn);
+    return status;
+}
+
+static int64_t take_back(struct vm *vm, const uint64_t *entries, unsigned count)
+{
+    struct vm_commitment commitment;
+    vm_commitment(&commitment);
+    uint64_t budget = MIN(frames_beyond_reserve(), commitment.left);
+    unsigned done = 0;
+    int64_t error = 0;
+    while (done < MIN(count, BALLOON_CHUNK) && error == 0) {
+        error = -(int64_t)check_entry(vm, entries[done]);
+        if (error == 0)
+            error = error_code(give_back(vm, entries[done], &budget));
+        done += error == 0;
+    }
+    return done > 0 ? (int64_t)done : error;
+}
+
+// --- The calls ---
+
+// What a call does takes long enough for a UART to overflow, so interrupts are let in; their
+// handlers take no locks.
+static bool let_interrupts_in(void)
+{
+    bool were_on = cpu_irq_enabled();
+    cpu_irq_enable();
+    return were_on;
+}
+
+static void end_interrupts(bool were_on)
+{
+    if (!were_on)
+        cpu_irq_disable();
+}
+
+int64_t balloon_inflate(struct vm *vm, const uint64_t *entries, unsigned count)
+{
+    bool were_on = let_interrupts_in();
+    int64_t done = give(vm, entries, count, true);
+    end_interrupts(were_on);
+    return done;
+}
+
+int64_t balloon_free_pages(struct vm *vm, const uint64_t *entries, unsigned count)
+{
+    bool were_on = let_interrupts_in();
+    int64_t done = give(vm, entries, count, false);
+    end_interrupts(were_on);
+    return done;
+}
+
+int64_t balloon_deflate(struct vm *vm, const uint64_t *entries, unsigned count)
+{
+    bool were_on = let_interrupts_in();
+    int64_t done = take_back(vm, entries, count);
+    end_interrupts(were_on);
+    return done;
+}
+
+int64_t balloon_target(struct vm *vm)
+{
+    vm->balloon_driver = true;
+    spin_lock(&vm->device_lock);
+    vm_platform->set_doorbell(vm, false); // a target that changes from now on rings again
+    spin_unlock(&vm->device_lock);
+    return (int64_t)vm->balloon_target;
+}
+
+void balloon_statistics(struct vm *vm, struct fusor_statistics *out)
+{
+    out->balloon = vm->account.ballooned;
+    out->balloon_target = vm->balloon_target;
+}

@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Finds Fusor and starts the driver's parts.
+ *
+ * Unloading at any moment is safe and leaves no duty behind: what Fusor has fused stays fused and
+ * correct until it is written, and it asks nothing of the guest.
+ */
+#include "fusor.h"
+
+#include <linux/init.h>
+#include <linux/module.h>
+#include <linux/printk.h>
+#include <asm/cpu_device_id.h>
+#include <asm/cpufeature.h>
+#include <asm/processor.h>
+
+#define FUSOR_FEATURES_USED (FUSOR_FEATURE_HINTS | FUSOR_FEATURE_STATS)
+
+u32 fusor_features __ro_after_init;
+u32 fusor_list_max __ro_after_init;
+
+/**
+ * fusor_discover - look for the hypervisor and take down what it offers
+ *
+ * Return: 0, or -ENODEV with the reason in the log.
+ */
+static int __init fusor_discover(void)
+{
+	u32 highest, version, features, entries, ebx, ecx, edx;
+
+	if (!boot_cpu_has(X86_FEATURE_HYPERVISOR)) {
+		pr_info("not running under Fusor: no hypervisor\n");
+		return -ENODEV;
+	}
+	cpuid(FUSOR_CPUID_SIGNATURE, &highest, &ebx, &ecx, &edx);
+	if (ebx != FUSOR_SIGNATURE_EBX || ecx != FUSOR_SIGNATURE_ECX ||
+	    edx != FUSOR_SIGNATURE_EDX || highest < FUSOR_CPUID_FEATURES) {
+		pr_info("not running under Fusor\n");
+		return -ENODEV;
+	}
+	cpuid(FUSOR_CPUID_FEATURES, &version, &features, &entries, &edx);
+	if (version != FUSOR_ABI_VERSION) {
+		pr_err("Fusor speaks version %u of its interface, this driver version %u\n",
+		       version, FUSOR_ABI_VERSION);
+		return -ENODEV;
+	}
+	fusor_features = features & FUSOR_FEATURES_USED;
+	if (!entries)
+		fusor_features &= ~(u32)FUSOR_FEATURE_HINTS;
+	fusor_list_max = min_t(u32, entries, FUSOR_LIST_MAX);
+	if (!fusor_features) {
+		pr_info("Fusor offers nothing to this guest (features %#x)\n", features);
+		return -ENODEV;
+	}
+	return 0;
+}
+
+static int __init fusor_init(void)
+{
+	int err;
+
+	err = fusor_discover();
+	if (err)
+		return err;
+	fusor_checksum_init();
+	err = fusor_sender_init();
+	if (err)
+		return err;
+	err = fusor_stats_init();
+	if (err)
+		goto no_stats;
+	err = fusor_scanner_start();
+	if (err)
+		goto no_scanner;
+	pr_info("interface version %u, features %#x\n", FUSOR_ABI_VERSION, fusor_features);
+	return 0;
+
+no_scanner:
+	fusor_stats_exit();
+no_stats:
+	fusor_sender_exit();
+	return err;
+}
+module_init(fusor_init);
+
+static void __exit fusor_exit(void)
+{
+	fusor_scanner_stop();
+	fusor_stats_exit();
+	fusor_state_exit();
+	fusor_sender_exit();
+}
+module_exit(fusor_exit);
+
+/* Loaded by udev in every virtual machine; leaves again where the hypervisor is another. */
+static const struct x86_cpu_id fusor_cpu_ids[] __maybe_unused = {
+	X86_MATCH_FEATURE(X86_FEATURE_HYPERVISOR, NULL),
+	{}
+};
+MODULE_DEVICE_TABLE(x86cpu, fusor_cpu_ids);
+
+MODULE_DESCRIPTION("Hints for Fusor's page fusion");
+MODULE_LICENSE("GPL");
+MODULE_VERSION("1.0");

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Balloon, overcommit and waiting for memory with bare guests on one CPU in Bochs."""
+import re
+import time
+
+import pytest
+
+import fusor
+
+CONFIG = """\
+[host]
+console    = com1:115200
+overcommit = off
+files      = \\guests
+
+[vm early]
+memory    = 64M
+kernel    = \\guests\\bare.bin
+cmdline   = "test=driver"
+balloon   = 8M
+autostart = off
+"""
+
+
+@pytest.fixture(scope="module")
+def machine(bochs, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("balloon")
+    image = fusor.make_image(str(directory / "balloon.img"), CONFIG,
+                             [("guests/bare.bin", fusor.BARE)])
+    m = fusor.Machine(image, cpu="corei7_haswell_4770", memory=256)
+    try:
+        yield m.wait_prompt()
+        assert m.power_off() == 0
+    finally:
+        m.close()
+
+
+def show(machine, name):
+    return dict(x.split(": ", 1) for x in machine.command(f"vm show {name}"))
+
+
+def wait_balloon(machine, name, kb, timeout=60):
+    deadline = time.time() + timeout
+    while show(machine, name)["balloon"] != f"{kb} kB":
+        assert time.time() < deadline, (show(machine, name)["balloon"], kb)
+        time.sleep(0.3)
+    machine.check_identities(machine.metrics())
+
+
+def test_calls(machine):
+    lines = machine.bare("balloon", name="calls", memory="32M")
+    print("\n".join(x for x in lines if "ticks" in x))
+    assert "bare: balloon done" in lines, lines
+
+
+@pytest.mark.parametrize("options", ["", " poll=1"])
+def test_target(machine, options):
+    machine.ok('vm create beta memory=64M kernel=\\guests\\bare.bin '
+               f'cmdline="test=driver touch=40M{options}"')
+    try:
+        machine.ok("vm balloon beta 4M")
+        assert show(machine, "beta")["balloon-target"] == "4096 kB (pending: no driver)"
+        machine.ok("vm start beta")
+        wait_balloon(machine, "beta", 4096)
+        assert show(machine, "beta")["balloon-target"] == "4096 kB"
+        resident = machine.metrics()["beta", "Guest/RAM/Usage/Resident"]
+        machine.ok("vm balloon beta 16M")
+        wait_balloon(machine, "beta", 16384)
+        assert machine.metrics()["beta", "Guest/RAM/Usage/Resident"] == resident - 12288
+        machine.ok("vm balloon beta 2M")
+        wait_balloon(machine, "beta", 2048)
+        machine.ok("vm reset beta")
+        assert show(machine, "beta")["balloon-target"].startswith("2048 kB")
+        wait_balloon(machine, "beta", 2048)
+        machine.ok("vm stop beta")
+        assert show(machine, "beta")["balloon"] == "0 kB"
+        for bad, what in (("65M", "more than its memory"), ("33M", "memory-min"), ("1", "integer"),
+                          ("1K", "multiple of 4K"), ("-1M", "integer")):
+            assert what in machine.error(f"vm balloon beta {bad}")
+    finally:
+        machine.ok("vm destroy beta")
+
+
+def test_target_from_config(machine):
+    machine.ok("vm start early")
+    wait_balloon(machine, "early", 8192)
+    machine.ok("vm stop early")
+
+
+def test_overcommit_off(machine):
+    """A VM that does not fit is refused with numbers, and starts when another has given enough."""
+    machine.ok("vm start early")
+    wait_balloon(machine, "early", 8192)
+    machine.ok('vm create big memory=16M memory-min=1M kernel=\\guests\\bare.bin '
+               'cmdline="test=driver"')
+    machine.ok("vm set big memory=250M memory-min=1M")
+    why = machine.error("vm start big")
+    assert "needs 256000 kB" in why and "overcommit = off leaves" in why, why
+    left = int(re.search(r"leaves (\d+) kB", why).group(1))
+    size = left + 8192 - left % 4
+    machine.ok(f"vm set big memory={size}K memory-min=1M")
+    machine.error("vm start big")
+    machine.ok("vm balloon early 32M")
+    wait_balloon(machine, "early", 32768)
+    machine.ok("vm start big")
+    assert machine.state("big") == "running"
+    # What early gave is promised now: it does not get all of it back.
+    machine.ok("vm balloon early 0K")
+    time.sleep(2)
+    kept = int(show(machine, "early")["balloon"].split()[0])
+    assert kept >= 8192, kept
+    machine.check_identities(machine.metrics())
+    machine.ok("vm stop big")
+    machine.ok("vm balloon early 2M")
+    wait_balloon(machine, "early", 2048)
+    machine.ok("vm destroy big")
+    machine.ok("vm stop early")

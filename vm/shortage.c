@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// When memory is short: what was promised to guests, who waits, and asking drivers for more.
+//
+// An episode of waiting begins when a vCPU finds no frame, and ends when none of the VM's has
+// waited for EPISODE_END: a VM that gets on frame by frame is one episode, not hundreds of events.
+#include "kernel/log.h"
+#include "kernel/memory.h"
+#include "kernel/time.h"
+#include "vm/vm_object.h"
+
+#define EPISODE_END 1u // seconds
+
+static bool overcommit = true;
+static void (*shortage_hook)(void);
+
+void vm_set_overcommit(bool on)
+{
+    overcommit = on;
+}
+
+static void add_committed(struct vm *vm, void *context)
+{
+    uint64_t *pages = context;
+    if (vm->memory_present)
+        *pages += vm->config.memory / PAGE_SIZE - vm->account.ballooned;
+}
+
+void vm_commitment(struct vm_commitment *out)
+{
+    struct frames_snapshot frames;
+    *out = (struct vm_commitment){.left = UINT64_MAX};
+    if (overcommit)
+        return;
+    frames_snapshot(&frames, NULL, 0, NULL, NULL);
+    vm_for_each(add_committed, &out->guests);
+    out->total = frames.total;
+    out->fusor = frames.count[FRAME_FUSOR];
+    out->reserve = frames_reserve();
+    uint64_t used = out->fusor + out->reserve + out->guests;
+    out->left = out->total > used ? out->total - used : 0;
+}
+
+void vm_ring_doorbell(struct vm *vm)
+{
+    if (!vm->balloon_driver)
+        return;
+    spin_lock(&vm->device_lock);
+    vm_platform->set_doorbell(vm, true);
+    spin_unlock(&vm->device_lock);
+}
+
+void vm_set_balloon_target(struct vm *vm, uint64_t pages)
+{
+    if (atomic_exchange(&vm->balloon_target, pages) != pages)
+        vm_ring_doorbell(vm);
+}
+
+void vm_set_shortage_hook(void (*hook)(void))
+{
+    shortage_hook = hook;
+}
+
+// What has to become free for every vCPU of the VM that waits, and for first touches anywhere.
+static uint64_t short_kib(const struct vm *vm)
+{
+    uint64_t free = frames_free(), reserve = frames_reserve(), wanted = 0;
+    for (unsigned i = 0; i < vm->vcpu_count; i++)
+        wanted += vm->vcpus[i]->waiting_memory;
+    wanted += reserve > free ? reserve - free : 0;
+    return wanted * (PAGE_SIZE / KIB);
+}
+
+void vm_note_wait(struct vm *vm)
+{
+    vm->waited_at = time_tsc();
+    if (atomic_exchange(&vm->waits_said, true))
+        return;
+    vm_event("VM %s waits for memory: %lu kB short", vm->config.name, short_kib(vm));
+    if (shortage_hook != NULL)
+        shortage_hook();
+}
+
+static void end_wait(struct vm *vm, void *context)
+{
+    bool *any = context;
+    if (!vm->waits_said)
+        return;
+    bool over = !vm_waits_for_memory(vm) && time_tsc() - vm->waited_at > EPISODE_END * tsc_hz;
+    if (over && atomic_exchange(&vm->waits_said, false) && vm->state == VM_RUNNING)
+        vm_event("VM %s goes on: %lu kB are free", vm->config.name,
+                 frames_free() * (PAGE_SIZE / KIB));
+    *any |= !over;
+}
+
+bool vm_end_waits(void)
+{
+    bool any = false;
+    vm_for_each(end_wait, &any);
+    return any;
+}
