@@ -122,8 +122,10 @@ static int take_locked(struct batch *b, gfn_t gfn, unsigned pages, bool for_ball
             cancel(vm, gfn, &leaf);
         return E_AGAIN;
     }
-    if (leaf.present && leaf.level == EPT_2M) {
-        if (pinned(&leaf, RANGE_PAGES))
+    if (pages == 1 || (leaf.present && leaf.level == EPT_2M)) {
+        if (!leaf.present || leaf.kind == EPT_KIND_ZERO)
+            return 0;
+        if (pinned(&leaf, pages))
             return E_NOENT;
         if (b->count == RANGE_PAGES)
             return E_BUSY;

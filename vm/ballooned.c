@@ -34,6 +34,12 @@ void ballooned_destroy(struct vm *vm)
     vm->ballooned = NULL;
 }
 
+bool ballooned_bit(const struct vm *vm, gfn_t gfn)
+{
+    uint64_t word = __atomic_load_n(&ballooned_words(vm, gfn)[gfn.raw >> 6 & 7], __ATOMIC_RELAXED);
+    return (word >> (gfn.raw & 63) & 1) != 0;
+}
+
 bool ballooned_any(const struct vm *vm, gfn_t gfn)
 {
     uint64_t all = 0;
@@ -48,11 +54,6 @@ static void flip(struct vm *vm, gfn_t gfn)
 {
     uint64_t *word = &ballooned_words(vm, gfn)[gfn.raw >> 6 & 7];
     __atomic_store_n(word, *word ^ UINT64_C(1) << (gfn.raw & 63), __ATOMIC_RELAXED);
-}
-
-static bool bit(const struct vm *vm, gfn_t gfn)
-{
-    return (ballooned_words(vm, gfn)[gfn.raw >> 6 & 7] >> (gfn.raw & 63) & 1) != 0;
 }
 
 unsigned ballooned_count(const struct vm *vm, gfn_t gfn, unsigned pages)
@@ -96,7 +97,7 @@ unsigned ballooned_put(struct vm *vm, gfn_t gfn, unsigned pages)
     }
     for (unsigned i = 0; i < pages; i++) {
         gfn_t page = {gfn.raw + i};
-        if (bit(vm, page) || ept_lookup(&vm->ept, page).present)
+        if (ballooned_bit(vm, page) || ept_lookup(&vm->ept, page).present)
             continue;
         flip(vm, page);
         n++;
@@ -119,7 +120,7 @@ unsigned ballooned_take(struct vm *vm, gfn_t gfn, unsigned pages)
     for (unsigned i = 0; i < pages; i++) {
         gfn_t page = {gfn.raw + i};
         struct ept_leaf old;
-        if (!bit(vm, page))
+        if (!ballooned_bit(vm, page))
             continue;
         flip(vm, page);
         n++;
@@ -148,7 +149,7 @@ enum ept_fault_result ballooned_read(struct vm *vm, gfn_t gfn)
         return EPT_FAULT_WAIT;
     ept_lock_gfn(&vm->ept, gfn);
     // Whatever else is there by now, the guest finds out.
-    if (bit(vm, gfn))
+    if (ballooned_bit(vm, gfn))
         ept_map(&vm->ept, gfn, vm->zero_page, EPT_4K, EPT_READ | EPT_EXECUTE, EPT_KIND_ZERO);
     ept_unlock_gfn(&vm->ept, gfn);
     return EPT_FAULT_RETRY;

@@ -24,13 +24,11 @@ static inline uint64_t *ballooned_words(const struct vm *vm, gfn_t gfn)
     return &vm->ballooned[vm_range_of(vm, gfn) * BALLOONED_WORDS];
 }
 
-// gfn is RAM.
+// gfn is RAM. On the way of every first touch: without a balloon it is one comparison.
+bool ballooned_bit(const struct vm *vm, gfn_t gfn);
 static inline bool ballooned_has(const struct vm *vm, gfn_t gfn)
 {
-    if (__builtin_expect(vm->account.ballooned == 0, 1))
-        return false;
-    uint64_t word = __atomic_load_n(&ballooned_words(vm, gfn)[gfn.raw >> 6 & 7], __ATOMIC_RELAXED);
-    return (word >> (gfn.raw & 63) & 1) != 0;
+    return __builtin_expect(vm->account.ballooned != 0, 0) && ballooned_bit(vm, gfn);
 }
 
 // Is any page of gfn's range in the balloon?

@@ -280,8 +280,7 @@ static enum ept_fault_result memory_fault(void *owner, const struct ept_fault *f
                           (fault->fetch ? EPT_EXECUTE : 0u);
         return (leaf.permissions & needed) == needed ? EPT_FAULT_RETRY : EPT_FAULT_UNHANDLED;
     }
-    if (__builtin_expect(vm->account.ballooned != 0, 0) && area == VM_AREA_RAM &&
-        ballooned_has(vm, gfn)) {
+    if (ballooned_has(vm, gfn)) {
         if (!fault->write)
             return ballooned_read(vm, gfn);
         ballooned_return(vm, gfn);

@@ -220,7 +220,17 @@ static void test_hints(void)
     for (unsigned i = 0; i < FUSOR_LIST_MAX; i++)
         list[i] = FUSOR_ENTRY(gfn_of(list), FUSOR_CLASS_OTHER, 0);
     before = statistics();
-    check(in_any_calls(FUSOR_HINT, FUSOR_LIST_MAX) == FUSOR_LIST_MAX, 0);
+    unsigned done = 0, refused = 0;
+    while (done + refused < FUSOR_LIST_MAX) {
+        unsigned at = done + refused;
+        int64_t n = hypercall(FUSOR_HINT, address(&list[at]), FUSOR_LIST_MAX - at, 0, 0);
+        check(n == 1 || n == -FUSOR_EEXIST, n);
+        if (n == 1)
+            done++;
+        else
+            refused++;
+    }
+    check(done == refused, refused);
     after = statistics();
     check(after.hints_received - before.hints_received == FUSOR_LIST_MAX, after.hints_received);
     check(after.hints_rejected > before.hints_rejected, after.hints_rejected);

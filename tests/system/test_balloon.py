@@ -35,6 +35,21 @@ def machine(bochs, tmp_path_factory):
         m.close()
 
 
+@pytest.fixture(params=["off", "on"])
+def full_machine(bochs, tmp_path, request):
+    """One with overcommit, with and without auto-balloon, in which two guests want all there is."""
+    config = ("[host]\nconsole = com1:115200\nfiles = \\guests\n"
+              f"auto-balloon = {request.param}\n")
+    image = fusor.make_image(str(tmp_path / "full.img"), config, [("guests/bare.bin", fusor.BARE)])
+    m = fusor.Machine(image, cpu="corei7_haswell_4770", memory=256)
+    m.automatic = request.param == "on"
+    try:
+        yield m.wait_prompt()
+        assert m.power_off() == 0
+    finally:
+        m.close()
+
+
 def show(machine, name):
     return dict(x.split(": ", 1) for x in machine.command(f"vm show {name}"))
 
@@ -115,3 +130,38 @@ def test_overcommit_off(machine):
     wait_balloon(machine, "early", 2048)
     machine.ok("vm destroy big")
     machine.ok("vm stop early")
+
+
+def test_out_of_frames(full_machine):
+    """A guest that finds no frame waits, and goes on when another one gives some: because the
+    operator, or auto-balloon, says so."""
+    m = full_machine
+    m.ok('vm create idle memory=128M memory-min=32M kernel=\\guests\\bare.bin '
+         'cmdline="test=driver touch=110M idle=1"')
+    m.ok("vm start idle")
+    deadline = time.time() + 60
+    while m.metrics()["idle", "Guest/RAM/Usage/Resident"] < 110 * 1024:
+        assert time.time() < deadline
+        time.sleep(0.3)
+    m.ok('vm create hungry memory=144M kernel=\\guests\\bare.bin cmdline="test=touch ranges=68"')
+    m.ok("vm start hungry")
+    if not m.automatic:
+        m.wait_state("hungry", "waiting-memory", timeout=60)
+        m.check_identities(m.metrics())
+        log = "\n".join(m.command("log info"))
+        short = re.search(r"VM hungry waits for memory: (\d+) kB short", log)
+        assert short and int(short.group(1)) > 0, log
+        # The console does everything meanwhile.
+        m.ok("vm set hungry weight=200")
+        m.ok("vm pause hungry")
+        m.ok("vm resume hungry")
+        assert show(m, "idle")["balloon"] == "0 kB"
+        m.wait_state("hungry", "waiting-memory", timeout=60)
+        m.ok("vm balloon idle 64M")
+    m.wait_state("hungry", "stopped", timeout=120)
+    lines = m.replay("hungry")
+    assert "bare: touch done" in lines and any("errors=0" in x for x in lines), lines
+    log = m.command("log info")
+    print("\n".join(x for x in log if "balloon" in x or "waits" in x or "goes on" in x))
+    assert any("auto-balloon: idle gives: 0 ->" in x for x in log) == m.automatic
+    m.check_identities(m.metrics())

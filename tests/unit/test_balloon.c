@@ -704,6 +704,47 @@ static void test_create_fails(void **state)
     assert_true(n > 4);
 }
 
+// Two VMs want the last frame; who is late waits, until the other one gives a page.
+static void take_last_frame(void)
+{
+    assert_true(store(3, B, P + 1, 0, 1));
+    world_leave(3);
+}
+
+static void test_last_frame(void **state)
+{
+    (void)state;
+    start(2);
+    for (unsigned n = 0; n < 2; n++)
+        fill(1, n, P, 42); // tables are there
+    world.may_wait = true;
+    world_starve(1);
+    world_at(POINT_ALLOC, 1, 3, take_last_frame);
+    assert_false(store(1, A, P + 1, 0, 1));
+    assert_int_equal(world_pending(), 0);
+    world_check();
+    assert_int_equal(free_now(), 0);
+    assert_false(store(1, A, P + 1, 0, 1));
+    assert_int_equal(inflate(B, P), 1);
+    assert_true(store(1, A, P + 1, 0, 1));
+    // A shared page: giving it frees nothing, and the sharer's write needs no frame any more.
+    world_feed();
+    fill(1, A, P, 7);
+    fill(1, B, P, 7);
+    hint(A, P);
+    hint(B, P);
+    assert_int_equal(sharers_of(A, P), 2);
+    world_starve(0);
+    assert_false(store(1, A, P, 0, 8));
+    assert_int_equal(inflate(B, P), 1);
+    assert_int_equal(free_now(), 0);
+    assert_true(store(1, A, P, 0, 8));
+    world_check();
+    world_check_contents();
+    world_feed();
+    world_finish();
+}
+
 // --- At the same time ---
 
 static list_call other_call;
@@ -986,6 +1027,7 @@ int main(void)
         cmocka_unit_test(test_reserve),
         cmocka_unit_test(test_each_allocation_fails),
         cmocka_unit_test(test_create_fails),
+        cmocka_unit_test(test_last_frame),
         cmocka_unit_test(test_fuse_races),
         cmocka_unit_test(test_split_races),
         cmocka_unit_test(test_own_split_races),
