@@ -58,6 +58,12 @@ static uint32_t seconds(uint64_t n)
     return (uint32_t)MIN(n * tsc_hz >> UNIT_SHIFT, TIME_MASK >> 2) + 1;
 }
 
+// For how long hints are ignored, in units.
+static int32_t period(unsigned level)
+{
+    return level > 1 ? (int32_t)seconds(UINT64_C(1) << (level - 2)) : 0;
+}
+
 static _Atomic uint64_t *entry_of(struct fusion_backoff *b, gfn_t gfn)
 {
     // Neighbours go to neighbouring places, far ones are spread.
@@ -86,14 +92,16 @@ bool backoff_note_split(struct fusion_backoff *b, gfn_t gfn, bool page_table, ui
     _Atomic uint64_t *entry = entry_of(b, gfn);
     struct note n = unpack(atomic_load_explicit(entry, memory_order_relaxed));
     uint32_t time = units(now);
-    bool before = n.gfn == (uint32_t)gfn.raw + 1 &&
-                  difference(time, n.until) < (int32_t)seconds(FORGET_SECONDS);
+    int32_t since = difference(time, n.until);
+    // Longer ahead than it was ever set: the clock has gone round.
+    bool before = n.gfn == (uint32_t)gfn.raw + 1 && since < (int32_t)seconds(FORGET_SECONDS) &&
+                  since >= -period(n.level);
     n.gfn = (uint32_t)gfn.raw + 1;
     n.level = before ? MIN(n.level + 1, LEVEL_MAX) : 1;
     if (page_table)
         n.level = MAX(n.level, LEVEL_TABLE);
     *begun = n.level > 1;
-    n.until = time + (*begun ? seconds(UINT64_C(1) << (n.level - 2)) : 0);
+    n.until = time + (uint32_t)period(n.level);
     atomic_store_explicit(entry, pack(n), memory_order_relaxed);
     return before;
 }
@@ -105,5 +113,6 @@ bool backoff_ignores(const struct fusion_backoff *b, gfn_t gfn, uint64_t now)
     if ((uint32_t)(e >> 32) != (uint32_t)gfn.raw + 1)
         return false;
     struct note n = unpack(e);
-    return n.level > 1 && difference(units(now), n.until) < 0;
+    int32_t since = difference(units(now), n.until);
+    return since < 0 && since >= -period(n.level);
 }

@@ -12,7 +12,7 @@
 #define REFILL_SECONDS 2u // for one pass
 #define PAGES_AT_LEAST 32768u
 
-unsigned budget_take(struct fusion_vm *f, unsigned wanted, uint64_t now)
+unsigned budget_take(struct fusion_vm *f, unsigned wanted, unsigned least, uint64_t now)
 {
     uint64_t pages = MAX(f->vm->config.memory / PAGE_SIZE, PAGES_AT_LEAST);
     uint64_t cost = MAX(REFILL_SECONDS * tsc_hz / pages, UINT64_C(1)); // ticks per hint
@@ -24,6 +24,8 @@ unsigned budget_take(struct fusion_vm *f, unsigned wanted, uint64_t now)
         uint64_t owed = full_at > now ? full_at - now : 0;
         uint64_t left = owed < depth ? (depth - owed) / cost : 0;
         granted = (unsigned)MIN((uint64_t)wanted, left);
+        if (granted < least)
+            return 0;
         next = now + owed + granted * cost;
     } while (!atomic_compare_exchange_weak_explicit(&f->tokens_full_at, &full_at, next,
                                                     memory_order_relaxed, memory_order_relaxed));

@@ -99,8 +99,9 @@ bool backoff_ignores(const struct fusion_backoff *b, gfn_t gfn, uint64_t now);
 
 // --- budget.c: how many hints a VM may send ---
 
-// Takes up to `wanted` from the VM's budget; returns how many it may work on, 0: none now.
-unsigned budget_take(struct fusion_vm *f, unsigned wanted, uint64_t now);
+// Takes up to `wanted` from the VM's budget, but at least `least`; returns how many it may work on,
+// 0: none now.
+unsigned budget_take(struct fusion_vm *f, unsigned wanted, unsigned least, uint64_t now);
 
 // --- intake.c ---
 

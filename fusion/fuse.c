@@ -55,6 +55,8 @@ int fusion_make_small(struct vm *vm, gfn_t gfn)
         return status;
     ept_lock_gfn(&vm->ept, gfn);
     struct ept_leaf leaf = ept_lookup(&vm->ept, gfn);
+    if (leaf.present)
+        vm_end_candidate(vm, gfn, &leaf);
     status = leaf.present && leaf.level != EPT_4K ? ept_split_large(&vm->ept, gfn, table) : E_INVAL;
     ept_unlock_gfn(&vm->ept, gfn);
     if (status != 0)

@@ -29,6 +29,11 @@ void index_exit(void); // host tests
 // VM joins; the count of its entries starts at what is still there.
 void index_set_quota(uint8_t slot, uint64_t entries);
 
+// An eighth of the table: the least quota with which a VM that has reached it finds, in a sweep, an
+// entry of its own to give up (128 entries are looked at). What VMs have beyond their live
+// candidates is stale, and anybody may take its place, so quotas may add up to more than the table.
+uint64_t index_least_quota(void);
+
 // A page's key in a group (0..255): mixes both, so that groups do not meet.
 uint64_t index_key(uint64_t hash, uint8_t group);
 

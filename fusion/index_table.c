@@ -115,6 +115,11 @@ void index_unlock(uint64_t key)
 
 // --- Quotas and figures ---
 
+uint64_t index_least_quota(void)
+{
+    return index_table.buckets * INDEX_BUCKET / 8;
+}
+
 void index_set_quota(uint8_t slot, uint64_t entries)
 {
     CHECK(slot < INDEX_SLOTS);

@@ -75,6 +75,11 @@ static int entry_fault(const struct vm *vm, uint64_t entry)
     return -1;
 }
 
+static uint32_t version_of(const struct fusion_item *item)
+{
+    return (uint32_t)__atomic_load_n(&frame_at(item->frame)->version, __ATOMIC_ACQUIRE);
+}
+
 // A valid hint becomes an item, with the frame that is behind it now.
 static void examine(struct fusion_vm *f, struct fusion_item *item, uint64_t now)
 {
@@ -91,6 +96,7 @@ static void examine(struct fusion_vm *f, struct fusion_item *item, uint64_t now)
     else if (backoff_ignores(f->backoff, item->gfn, now))
         why = FUSION_REJECT_BACKOFF;
     item->frame = leaf.frame;
+    item->version = version_of(item);
     item->outcome = OUTCOME_NONE;
     if (why >= 0) {
         item->outcome = OUTCOME_REJECTED;
@@ -113,9 +119,7 @@ static void renew_version(struct fusion_vm *f, const struct fusion_item *item)
 static struct index_candidate as_candidate(const struct fusion_vm *f,
                                            const struct fusion_item *item)
 {
-    const struct frame *r = frame_at(item->frame);
-    return (struct index_candidate){
-        item->frame, (uint32_t)__atomic_load_n(&r->version, __ATOMIC_ACQUIRE), f->slot};
+    return (struct index_candidate){item->frame, version_of(item), f->slot};
 }
 
 // The index had an entry of this frame: it is looked for first, and ended when the content is new.
@@ -160,6 +164,11 @@ static enum index_answer offer(struct fusion_vm *f, struct fusion_item *item)
 static void look_up(struct fusion_vm *f, struct fusion_item *item, const struct page_ops *ops)
 {
     item->key = index_key(ops->hash(hfn_to_pointer(item->frame)), f->group);
+    if (version_of(item) != item->version) { // it may hold somebody else's content by now
+        item->outcome = OUTCOME_REJECTED;
+        fusion_rejected(f, FUSION_REJECT_BUSY);
+        return;
+    }
     switch (offer(f, item)) {
     case INDEX_PARTNERS:
         item->outcome = OUTCOME_MATCHED;
@@ -264,7 +273,8 @@ static int64_t hint(struct fusion_vm *f, const uint64_t *entries, unsigned count
         f->repeated = 0;
         return refuse(f, FUSION_REJECT_DUPLICATE, FUSOR_EEXIST);
     }
-    unsigned granted = budget_take(f, pages > 0 ? pages : RANGE_PAGES, began);
+    unsigned granted =
+        budget_take(f, pages > 0 ? pages : RANGE_PAGES, pages > 0 ? 1 : RANGE_PAGES, began);
     if (granted == 0)
         return refuse(f, FUSION_REJECT_BUDGET, FUSOR_EAGAIN);
     granted = MIN(granted, MAX(pages, 1u));

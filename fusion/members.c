@@ -173,7 +173,8 @@ static int memory_create(struct vm *vm)
     f->scan_credit = 0;
     f->tokens_full_at = 0;
     f->mode = vm->config.page_fusion ? FUSION_ON : FUSION_OFF;
-    index_set_quota(f->slot, pages);
+    // Stale entries count until they are met, also those of the slot's last VM.
+    index_set_quota(f->slot, MAX(pages, index_least_quota()));
     atomic_store(&f->active, true);
     return 0;
 }

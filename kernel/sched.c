@@ -3,6 +3,11 @@
 // time (run time scaled by weight) is least. Fair by construction over any number of CPUs, and
 // simple; with a lock that is taken once per slice it carries the machines Fusor is for.
 //
+// A group's weight is shared by those of its entities that run or could at that moment. Its cap is
+// a budget of run time per window: who starts is promised a piece of it and gives back what it does
+// not need; with nothing left to promise the group is throttled until the window ends, its entities
+// wait in the queue.
+//
 // One lock, sched_lock (RANK_SCHED), covers the queue, the sleepers and every entity's state.
 // Nobody holds it while an entity runs.
 #include "kernel/sched.h"
@@ -24,16 +29,28 @@
 // interrupts off: 16 bytes of receive FIFO last 1.4 ms at 115200 baud. (Hardware exits for external
 // interrupts whatever the guest's IF; Bochs 2.7 does not.)
 #define CONSOLE_SLICE_US 1000u
+// Caps are kept over this time. Shorter windows would cost more switches, longer ones make a capped
+// guest stand still for longer.
+#define WINDOW_MS 100u
+// Less than this is not worth a switch of vCPUs (some 5 us).
+#define LEAST_RUN_US 100u
+// How far one that runs may be behind the others by a weight too large to be used up (no entity
+// runs on two CPUs), in slices at weight 100.
+#define LAG_SLICES 100u
 
 static struct spinlock sched_lock = SPINLOCK_INIT("sched", RANK_SCHED);
 static struct list runnable = {&runnable, &runnable};
 static struct list sleepers = {&sleepers, &sleepers};
+static struct list throttled = {&throttled, &throttled}; // groups
 // Virtual time that each CPU's work has reached. CPUs differ when affinities keep them apart, so it
 // is kept per CPU: who wakes up is compared with those it competes with, and with nobody else.
 static uint64_t floors[MAX_CPUS];
 static _Atomic uint32_t must_yield[MAX_CPUS];
 static _Atomic uint32_t idle[MAX_CPUS];
 static struct sched_entity *current[MAX_CPUS];
+// Who gets the rest of the slice of one that spins in vain, and until when.
+static struct sched_entity *favoured[MAX_CPUS];
+static uint64_t favoured_until[MAX_CPUS];
 static void (*console_poll)(void);
 
 void sched_set_console_poll(void (*poll)(void))
@@ -72,14 +89,100 @@ void sched_entity_init(struct sched_entity *e, const char *name,
     list_init(&e->link);
 }
 
-// Lock held. What the CPU that is furthest behind among those allowed has reached.
+// Lock held. What the CPU that is furthest ahead among those allowed has reached: who comes to it
+// there has equals to share it with. (Measured by one that is behind it could drive those that are
+// ahead, on CPUs of their own, from theirs for as long as they are ahead.)
 static uint64_t floor_of(uint64_t cpu_mask)
 {
-    uint64_t least = UINT64_MAX;
+    uint64_t most = 0;
     for (uint32_t i = 0; i < cpu_count; i++)
         if ((cpu_mask >> i & 1) != 0 && cpus[i].online != 0)
-            least = MIN(least, floors[i]);
-    return least == UINT64_MAX ? 0 : least;
+            most = MAX(most, floors[i]);
+    return most;
+}
+
+// --- Groups; all with the lock held ---
+
+static void set_active(struct sched_group *g, uint32_t active, uint64_t now)
+{
+    if (now > g->load_at) {
+        g->load += (now - g->load_at) * g->active;
+        g->load_at = now;
+    }
+    g->active = active;
+}
+
+static uint64_t window_ticks(void)
+{
+    return tsc_hz / 1000 * WINDOW_MS;
+}
+
+static uint64_t budget_of(const struct sched_group *g)
+{
+    return window_ticks() / 100 * g->cap;
+}
+
+// What may still be promised in this window.
+static uint64_t budget_left(const struct sched_group *g)
+{
+    if (g->cap == 0)
+        return UINT64_MAX;
+    uint64_t budget = budget_of(g);
+    return g->used < budget ? budget - g->used : 0;
+}
+
+static void set_throttled(struct sched_group *g)
+{
+    bool now = budget_left(g) < tsc_hz / 1000000 * LEAST_RUN_US;
+    if (now == g->throttled)
+        return;
+    g->throttled = now;
+    if (now)
+        list_push_back(&throttled, &g->link);
+    else
+        list_remove(&g->link);
+}
+
+// Windows follow each other while the group runs. What was overdrawn is paid in the next ones; what
+// was not used is lost.
+static void open_window(struct sched_group *g, uint64_t now)
+{
+    if (g->cap == 0 || now < g->window_end)
+        return;
+    uint64_t windows = MIN((now - g->window_end) / window_ticks() + 1, 100u);
+    g->used -= MIN(g->used, windows * budget_of(g));
+    g->window_end = now + window_ticks();
+    set_throttled(g);
+}
+
+// Returns how long it may run.
+static uint64_t promise(struct sched_entity *e, uint64_t now)
+{
+    struct sched_group *g = e->group;
+    uint64_t most = sched_max_run_ticks();
+    if (g == NULL || g->cap == 0) {
+        e->promised = 0;
+        return most;
+    }
+    open_window(g, now);
+    e->promised = MIN(most, budget_left(g));
+    g->used += e->promised;
+    set_throttled(g);
+    return e->promised;
+}
+
+static void settle(struct sched_entity *e, uint64_t ran)
+{
+    struct sched_group *g = e->group;
+    if (g == NULL || g->cap == 0)
+        return;
+    g->used = g->used + ran - MIN(g->used + ran, e->promised);
+    set_throttled(g);
+}
+
+static bool may_run(const struct sched_entity *e, uint32_t cpu)
+{
+    return (e->cpu_mask >> cpu & 1) != 0 && (e->group == NULL || !e->group->throttled);
 }
 
 void sched_add(struct sched_entity *e)
@@ -96,8 +199,14 @@ int sched_remove(struct sched_entity *e)
     spin_lock(&sched_lock);
     int status = e->state == SCHED_RUNNING ? E_BUSY : 0;
     if (status == 0) {
+        if (e->state == SCHED_RUNNABLE && !e->dead && e->group != NULL)
+            set_active(e->group, e->group->active - 1, time_tsc());
         list_remove(&e->link);
+        e->state = SCHED_BLOCKED;
         e->dead = true;
+        for (uint32_t i = 0; i < cpu_count; i++)
+            if (favoured[i] == e)
+                favoured[i] = NULL;
     }
     spin_unlock(&sched_lock);
     return status;
@@ -110,7 +219,7 @@ static int choose_cpu(const struct sched_entity *e)
     int worst = -1;
     uint64_t most = e->virtual_time;
     for (uint32_t i = 0; i < cpu_count; i++) {
-        if ((e->cpu_mask >> i & 1) == 0 || cpus[i].online == 0)
+        if (!may_run(e, i) || cpus[i].online == 0)
             continue;
         // Halted, or on its way there: whoever was asked already is left to the one who asked.
         if (current[i] == NULL && must_yield[i] == 0)
@@ -127,6 +236,8 @@ static void make_runnable(struct sched_entity *e, uint64_t now)
 {
     list_remove(&e->link);
     e->state = SCHED_RUNNABLE;
+    if (e->group != NULL)
+        set_active(e->group, e->group->active + 1, now);
     e->sleep_ticks += now - e->since;
     e->since = now;
     e->wake_deadline = UINT64_MAX;
@@ -218,7 +329,31 @@ static uint64_t wake_due(uint64_t now)
             next = MIN(next, e->wake_deadline);
         }
     }
+    list_for_each_safe(it, &throttled)
+    {
+        struct sched_group *g = container_of(it, struct sched_group, link);
+        open_window(g, now); // hand_on() tells the others
+        if (g->throttled)
+            next = MIN(next, g->window_end);
+    }
     return next;
+}
+
+static struct sched_entity *take_favoured(uint32_t cpu)
+{
+    struct sched_entity *e = favoured[cpu];
+    favoured[cpu] = NULL;
+    return e != NULL && e->state == SCHED_RUNNABLE && may_run(e, cpu) ? e : NULL;
+}
+
+// Nobody else wants this CPU, or so much weight cannot be used up: what such a one is behind is not
+// what the others owe it.
+static void limit_lag(struct sched_entity *e, bool alone)
+{
+    uint64_t slack = alone ? 0 : LAG_SLICES * slice_ticks();
+    uint64_t reached = floor_of(e->cpu_mask);
+    if (reached > slack && e->virtual_time < reached - slack)
+        e->virtual_time = reached - slack;
 }
 
 // Lock held. The runnable entity furthest behind that may run here; within half a slice of that,
@@ -226,11 +361,13 @@ static uint64_t wake_due(uint64_t now)
 static struct sched_entity *pick(uint32_t cpu)
 {
     struct sched_entity *best = NULL;
+    unsigned others = 0;
     list_for_each(it, &runnable)
     {
         struct sched_entity *e = container_of(it, struct sched_entity, link);
-        if ((e->cpu_mask >> cpu & 1) == 0)
+        if (!may_run(e, cpu))
             continue;
+        others += best != NULL;
         if (best == NULL || e->virtual_time < best->virtual_time)
             best = e;
     }
@@ -240,6 +377,7 @@ static struct sched_entity *pick(uint32_t cpu)
             floors[cpu] = MAX(floors[cpu], floors[i]);
         return NULL;
     }
+    limit_lag(best, others == 0);
     uint64_t near = best->virtual_time + slice_ticks() / 2;
     floors[cpu] = MAX(floors[cpu], best->virtual_time);
     if (best->last_cpu == (int)cpu)
@@ -247,7 +385,7 @@ static struct sched_entity *pick(uint32_t cpu)
     list_for_each(it, &runnable)
     {
         struct sched_entity *e = container_of(it, struct sched_entity, link);
-        if (e->last_cpu == (int)cpu && e->virtual_time <= near && (e->cpu_mask >> cpu & 1) != 0)
+        if (e->last_cpu == (int)cpu && e->virtual_time <= near && may_run(e, cpu))
             return e;
     }
     return best;
@@ -264,9 +402,71 @@ static void hand_on(void)
     }
 }
 
-static void start(struct sched_entity *e, uint32_t cpu, uint64_t now)
+void sched_group_set(struct sched_group *g, uint32_t weight, uint32_t cap)
+{
+    spin_lock(&sched_lock);
+    uint64_t now = time_tsc();
+    if (g->cap != cap) {
+        g->cap = cap;
+        g->used = 0;
+        g->window_end = now + window_ticks();
+    }
+    g->weight = weight;
+    set_throttled(g);
+    hand_on();
+    spin_unlock(&sched_lock);
+}
+
+void sched_group_remove(struct sched_group *g)
+{
+    spin_lock(&sched_lock);
+    CHECK(g->active == 0);
+    if (g->throttled)
+        list_remove(&g->link);
+    g->throttled = false;
+    spin_unlock(&sched_lock);
+}
+
+bool sched_yield_to_group(struct sched_entity *e, uint64_t until)
+{
+    uint32_t cpu = cpu_index();
+    struct sched_entity *best = NULL;
+    if (e->group == NULL || until < time_tsc() + tsc_hz / 1000000 * LEAST_RUN_US)
+        return false;
+    spin_lock(&sched_lock);
+    list_for_each(it, &runnable)
+    {
+        struct sched_entity *other = container_of(it, struct sched_entity, link);
+        if (other->group != e->group || (other->cpu_mask >> cpu & 1) == 0)
+            continue;
+        // One that waits for its CPU since it spun itself holds no lock, most likely; but it may be
+        // the next in line for one.
+        if (best == NULL || other->spun < best->spun ||
+            (other->spun == best->spun && other->since < best->since))
+            best = other;
+    }
+    if (best != NULL) {
+        uint64_t now = time_tsc();
+        uint64_t rest = until > now ? until - now : 0;
+        e->virtual_time += rest * e->group->active * 100 / MAX(e->group->weight, 1u);
+        e->spun = true;
+        favoured[cpu] = best;
+        favoured_until[cpu] = until;
+        must_yield[cpu] = 1;
+    }
+    spin_unlock(&sched_lock);
+    return best != NULL;
+}
+
+// Returns how long it may run.
+static uint64_t start(struct sched_entity *e, uint32_t cpu, uint64_t now)
 {
     list_remove(&e->link);
+    if (e->group != NULL) {
+        set_active(e->group, e->group->active, now);
+        e->load_before = e->group->load;
+    }
+    e->spun = false;
     e->wait_ticks += now - e->since;
     e->since = now;
     e->state = SCHED_RUNNING;
@@ -275,21 +475,38 @@ static void start(struct sched_entity *e, uint32_t cpu, uint64_t now)
     // Before the entity looks whether it was told to stop (vcpu_is_out looks the other way round).
     __atomic_store_n(&e->cpu, (int)cpu, __ATOMIC_SEQ_CST);
     current[cpu] = e;
+    return promise(e, now);
+}
+
+// The virtual time of `ran` ticks: with a group, those of each of its active entities count as if
+// this one had run them with the whole weight.
+static uint64_t charge_of(const struct sched_entity *e, uint64_t ran)
+{
+    const struct sched_group *g = e->group;
+    if (g == NULL)
+        return ran * 100 / MAX(e->weight, 1u);
+    return (g->load - e->load_before) * 100 / MAX(g->weight, 1u);
 }
 
 static void finish(struct sched_entity *e, enum sched_next next, uint32_t cpu)
 {
+    spin_lock(&sched_lock);
     uint64_t now = time_tsc();
     uint64_t ran = now - e->since;
-    spin_lock(&sched_lock);
+    bool sleeps = next == SCHED_EXIT || (next == SCHED_SLEEP && !e->wake_pending);
+    if (e->group != NULL)
+        set_active(e->group, e->group->active - sleeps, now);
     e->run_ticks += ran;
-    e->virtual_time += ran * 100 / MAX(e->weight, 1u);
+    if (!e->gift)
+        e->virtual_time += charge_of(e, ran);
+    e->gift = false;
+    settle(e, ran);
     e->since = now;
     current[cpu] = NULL;
     if (next == SCHED_EXIT) {
         e->dead = true;
         e->state = SCHED_BLOCKED;
-    } else if (next == SCHED_SLEEP && !e->wake_pending) {
+    } else if (sleeps) {
         e->state = SCHED_BLOCKED;
         list_push_back(&sleepers, &e->link);
     } else {
@@ -339,9 +556,16 @@ _Noreturn void sched_loop(void)
         uint64_t now = time_tsc();
         cpu->last_alive = now;
         uint64_t next_wake = wake_due(now);
-        struct sched_entity *e = pick(cpu->index);
+        struct sched_entity *e = take_favoured(cpu->index);
+        uint64_t end = e != NULL ? favoured_until[cpu->index] : UINT64_MAX;
         if (e != NULL)
-            start(e, cpu->index, now);
+            e->gift = true;
+        else
+            e = pick(cpu->index);
+        if (e != NULL) {
+            uint64_t allowed = now + start(e, cpu->index, now);
+            end = MIN(end, allowed);
+        }
         hand_on();
         must_yield[cpu->index] = 0; // the queue was looked at; whoever asks from here on asks anew
         spin_unlock(&sched_lock);
@@ -351,7 +575,7 @@ _Noreturn void sched_loop(void)
             continue;
         }
         // Sleepers that become due end the run, so that they are woken in time.
-        uint64_t until = MIN(now + sched_max_run_ticks(), MAX(next_wake, now + tsc_hz / 100000));
+        uint64_t until = MIN(end, MAX(next_wake, now + tsc_hz / 100000));
         enum sched_next next = e->run(e, until);
         finish(e, next, cpu->index);
     }

@@ -4,6 +4,9 @@
 //
 // An entity is in one of three states. Wake-ups are never lost: sched_wake() on a running entity
 // makes the block that follows return at once.
+//
+// Entities may belong to a group (the vCPUs of one VM), which has one weight and one cap for all of
+// them: a group with more entities that want to run gets no more than one with fewer.
 #pragma once
 
 #include "kernel/list.h"
@@ -18,18 +21,38 @@ enum sched_next {
     SCHED_EXIT,  // never run again; sched_remove() waits for it
 };
 
+// Zeroed, then sched_group_set() before the first entity of it runs. The scheduler's lock covers
+// it.
+struct sched_group {
+    uint32_t weight;
+    uint32_t cap;     // percent of one CPU, 0: none
+    uint32_t active;  // entities of it that run or could
+    bool throttled;   // the cap's budget of this window is used up, or promised to those that run
+    struct list link; // in the list of throttled groups
+    // The integral of `active` over time, and where it was taken last. Who runs is charged with its
+    // growth: the share of the weight that each of them has at that moment.
+    uint64_t load, load_at;
+    uint64_t used;       // of the window's budget, promises included
+    uint64_t window_end; // TSC
+};
+
 struct sched_entity {
-    struct list link; // in the run queue or the sleepers' list
+    struct list link;          // in the run queue or the sleepers' list
+    struct sched_group *group; // NULL: none. Set while it is blocked.
     enum sched_state state;
     bool wake_pending;
     bool dead;
     int cpu;      // running on, else -1
     int last_cpu; // ran on last, else -1
     uint64_t cpu_mask;
-    uint32_t weight; // default 100
+    uint32_t weight; // default 100; of one without a group
+    bool spun;       // it gave up its CPU to another of its group and has not run since
+    bool gift;       // this run is paid for by the one that gave up its CPU
     uint64_t virtual_time;
+    uint64_t load_before;   // group->load when this run began
+    uint64_t promised;      // of the group's budget, for this run
     uint64_t run_ticks;     // sum of time on a CPU
-    uint64_t wait_ticks;    // sum of time runnable without a CPU
+    uint64_t wait_ticks;    // sum of time runnable without a CPU, also because of a cap
     uint64_t sleep_ticks;   // sum of time blocked, but for what sched_skip_sleep leaves out
     uint64_t since;         // TSC of the last state change
     uint64_t wake_deadline; // TSC, UINT64_MAX for none
@@ -50,6 +73,15 @@ int sched_remove(struct sched_entity *e);
 void sched_skip_sleep(struct sched_entity *e);
 // Changes where it may run, at once.
 void sched_set_affinity(struct sched_entity *e, uint64_t cpu_mask);
+// Sets weight and cap of a group, at once. The cap is kept over windows of 100 ms.
+void sched_group_set(struct sched_group *g, uint32_t weight, uint32_t cap);
+// Before the group's memory goes; its entities are removed.
+void sched_group_remove(struct sched_group *g);
+// The entity that runs on this CPU waits for something that another one of its group, which has no
+// CPU, may have to do. If there is such a one it gets what is left of this CPU's slice, which ends
+// at `until`, and true is returned: the entity should return now. It pays for the whole slice, so
+// the group as a whole gets no more than before.
+bool sched_yield_to_group(struct sched_entity *e, uint64_t until);
 // Makes a blocked entity runnable. If it is running now it will not block before running again.
 void sched_wake(struct sched_entity *e);
 

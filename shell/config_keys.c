@@ -203,7 +203,7 @@ static const struct config_key vm_keys[] = {
     {"memory-min", set_memory_min, false, false},
     {"large-pages", set_large_pages, false, false},
     {"weight", set_weight, false, false},
-    {"cap", set_cap, false, true},
+    {"cap", set_cap, false, false},
     {"affinity", set_affinity, false, false},
     {"autostart", set_autostart, false, false},
 };

@@ -51,3 +51,10 @@ enum ept_fault_result ballooned_read(struct vm *vm, gfn_t gfn);
 
 // A frame for a first touch although only the reserve has one, see BALLOON_RESERVE. E_NOMEM.
 int ballooned_reserve(struct vm *vm, hfn_t *frame);
+// That frame was not needed after all.
+static inline void ballooned_unreserve(struct vm *vm)
+{
+    uint64_t taken = vm->reserve_taken;
+    while (taken != 0 && !atomic_compare_exchange_weak(&vm->reserve_taken, &taken, taken - 1))
+        ;
+}

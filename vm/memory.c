@@ -82,6 +82,9 @@ static int populate_large(struct vm *vm, gfn_t gfn)
 {
     gfn_t first = {ALIGN_DOWN(gfn.raw, RANGE_PAGES)};
     hfn_t frame;
+    struct ept_leaf leaf = ept_lookup(&vm->ept, first);
+    if (leaf.present || leaf.level == EPT_4K) // a table hangs there, if an empty one
+        return E_AGAIN;
     if (!ept_features.page_2m || !range_is_ram(vm, gfn) ||
         ept_prepare_level(&vm->ept, first, EPT_2M) != 0)
         return E_AGAIN;
@@ -211,7 +214,8 @@ static int populate(struct vm *vm, gfn_t gfn, unsigned permissions)
             return status;
         hfn_t frame;
         status = frame_alloc(FRAME_PRIVATE, 0, FRAME_ZEROED, &vm->account, &frame);
-        if (status != 0 && ballooned_reserve(vm, &frame) != 0)
+        bool reserved = status != 0;
+        if (reserved && ballooned_reserve(vm, &frame) != 0)
             return status;
         own_frames(vm, frame, gfn, 1);
         ept_lock_gfn(&vm->ept, gfn);
@@ -223,12 +227,22 @@ static int populate(struct vm *vm, gfn_t gfn, unsigned permissions)
         ept_unlock_gfn(&vm->ept, gfn);
         if (status != 0)
             frame_free(frame, 0, &vm->account);
+        if (status != 0 && reserved)
+            ballooned_unreserve(vm);
         if (status == E_AGAIN) // the table went away under a promotion: look again
             continue;
         if (due && ept_features.page_2m && range_is_ram(vm, gfn))
             promote(vm, gfn);
         return status == E_EXIST ? 0 : status;
     }
+}
+
+void vm_end_candidate(struct vm *vm, gfn_t gfn, const struct ept_leaf *leaf)
+{
+    if (leaf->kind != EPT_KIND_CANDIDATE || leaf->level == EPT_4K)
+        return;
+    ept_protect(&vm->ept, gfn, EPT_RWX, EPT_KIND_PRIVATE);
+    frame_end_version(hfn(ALIGN_DOWN(leaf->frame.raw, (uint64_t)RANGE_PAGES)));
 }
 
 // ITLB multihit rule (design section 2): a fetch from a large entry splits it.
@@ -239,6 +253,8 @@ static enum ept_fault_result split_for_fetch(struct vm *vm, gfn_t gfn)
         return EPT_FAULT_WAIT;
     ept_lock_gfn(&vm->ept, gfn);
     struct ept_leaf leaf = ept_lookup(&vm->ept, gfn);
+    if (ept_fetch_needs_split(&leaf))
+        vm_end_candidate(vm, gfn, &leaf);
     int status = ept_fetch_needs_split(&leaf) ? ept_split_large(&vm->ept, gfn, table) : E_INVAL;
     ept_unlock_gfn(&vm->ept, gfn);
     if (status != 0)

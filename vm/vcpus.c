@@ -24,6 +24,7 @@ static int make_one(struct vm *vm)
         heap_free(v);
         return status;
     }
+    v->entity.group = &vm->group;
     // Whoever adds up over the vCPUs meanwhile sees the count after the pointer.
     vm->vcpus[vm->vcpus_made] = v;
     __atomic_store_n(&vm->vcpus_made, vm->vcpus_made + 1, __ATOMIC_RELEASE);
@@ -32,12 +33,10 @@ static int make_one(struct vm *vm)
 
 void vm_vcpus_schedule(struct vm *vm)
 {
-    // The weight is the VM's: more vCPUs are no larger share of a busy machine.
-    uint32_t weight = MAX(vm->config.weight / vm->vcpu_count, 1u);
-    for (unsigned i = 0; i < vm->vcpu_count; i++) {
-        vm->vcpus[i]->entity.weight = weight;
+    // Weight and cap are the VM's: more vCPUs are no larger share of a busy machine.
+    sched_group_set(&vm->group, vm->config.weight, vm->config.cap);
+    for (unsigned i = 0; i < vm->vcpu_count; i++)
         sched_set_affinity(&vm->vcpus[i]->entity, vm->config.affinity);
-    }
 }
 
 int vm_vcpus_prepare(struct vm *vm)
@@ -73,6 +72,7 @@ void vm_vcpus_free(struct vm *vm)
         vcpu_free(v);
         heap_free(v);
     }
+    sched_group_remove(&vm->group);
     vm->vcpus_made = 0;
     vm->vcpu_count = 0;
 }

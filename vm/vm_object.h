@@ -74,6 +74,7 @@ struct vm {
     // vCPUs are made as a start needs them and live as long as the VM; a start may use fewer than
     // there are. Looked at under the table lock, by the vCPUs, or as the owner.
     struct vcpu *vcpus[VM_CPUS_MAX];
+    struct sched_group group; // weight and cap of all of them together
     uint32_t vcpu_count; // in use since the last start
     uint32_t vcpus_made; // those behind vcpu_count are stopped
     struct spinlock device_lock;
@@ -157,6 +158,9 @@ uint64_t vm_range_of(const struct vm *vm, gfn_t gfn);
 // gfn lock held: `pages` pages of gfn's range were taken from the guest.
 void vm_untouch(struct vm *vm, gfn_t gfn, unsigned pages);
 int vm_memory_create(struct vm *vm);
+// gfn lock held, before a large leaf is split: if an intake has it protected as a whole, it gets its
+// permission back and the intake sees that, because the pieces would be nobody's candidates.
+void vm_end_candidate(struct vm *vm, gfn_t gfn, const struct ept_leaf *leaf);
 void vm_memory_destroy(struct vm *vm); // fiber: yields; no vCPU runs
 void vm_memory_forget(struct vm *vm);  // the VM itself goes
 
@@ -164,7 +168,7 @@ void vm_memory_forget(struct vm *vm);  // the VM itself goes
 // Makes as many as the config asks for, with the CPUID that belongs to that number. E_NOMEM.
 int vm_vcpus_prepare(struct vm *vm);
 void vm_vcpus_free(struct vm *vm); // fiber
-// Weight and affinity as the config says; also while it runs.
+// Weight, cap and affinity as the config says; also while it runs.
 void vm_vcpus_schedule(struct vm *vm);
 
 // vm/vcpu_ops.c

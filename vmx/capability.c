@@ -123,8 +123,9 @@ const char *vmx_read_capability(struct vmx_capability *c)
     // them.
     c->primary &= ~(CPU_INTERRUPT_WINDOW | CPU_NMI_WINDOW);
     if (missing == NULL)
-        c->secondary = adjust(MSR_VMX_CPU2, CPU2_RDTSCP | CPU2_INVPCID | CPU2_WBINVD,
-                              secondary_required, ARRAY_SIZE(secondary_required), &missing);
+        c->secondary =
+            adjust(MSR_VMX_CPU2, CPU2_RDTSCP | CPU2_INVPCID | CPU2_WBINVD | CPU2_PAUSE_LOOP,
+                   secondary_required, ARRAY_SIZE(secondary_required), &missing);
     c->exit = adjust(true_msrs ? MSR_VMX_TRUE_EXIT : MSR_VMX_EXIT, 0, exit_required,
                      ARRAY_SIZE(exit_required), &missing);
     c->entry = adjust(true_msrs ? MSR_VMX_TRUE_ENTRY : MSR_VMX_ENTRY, 0, entry_required,

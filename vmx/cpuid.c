@@ -43,6 +43,15 @@
 #define XCR0_AVX    UINT64_C(0x7)
 #define XCR0_AVX512 UINT64_C(0xe0)
 
+// KVM's leaf as Linux knows it (Documentation/virt/kvm/x86/cpuid.rst). A guest that finds it uses
+// x2APIC without interrupt remapping. docs/architecture.md says which features pay and which not.
+#define KVM_CPUID_SIGNATURE      0x40000100u
+#define KVM_CPUID_FEATURES       0x40000101u
+#define KVM_SIGNATURE_EBX        0x4b4d564bu // "KVMK"
+#define KVM_SIGNATURE_ECX        0x564b4d56u // "VMKV"
+#define KVM_SIGNATURE_EDX        0x0000004du // "M\0\0\0"
+#define KVM_FEATURE_NOP_IO_DELAY BIT(1)
+
 #define CR4_BASE UINT32_C(0x7ff) // VME..OSXMMEXCPT
 
 static void init_xsave(struct cpuid_policy *p,
@@ -168,6 +177,10 @@ void cpuid_policy_init(struct cpuid_policy *p, unsigned vcpus, uint64_t tsc_hz,
                                                FUSOR_FEATURE_BALLOON | FUSOR_FEATURE_FREE,
                                            FUSOR_LIST_MAX, 0};
 
+    p->kvm[0] = (struct cpuid_leaf){KVM_CPUID_FEATURES, KVM_SIGNATURE_EBX, KVM_SIGNATURE_ECX,
+                                    KVM_SIGNATURE_EDX};
+    p->kvm[1].eax = KVM_FEATURE_NOP_IO_DELAY;
+
     p->cr4_allowed = CR4_BASE;
     if ((p->features[0].ecx & BIT(2)) != 0)
         p->cr4_allowed |= BIT(11); // UMIP
@@ -205,6 +218,8 @@ struct cpuid_leaf cpuid_policy_get(const struct cpuid_policy *p, uint32_t leaf, 
         if (leaf - 0x80000000u < CPUID_EXTENDED_LEAVES)
             return p->extended[leaf - 0x80000000u];
     } else if (leaf >= FUSOR_CPUID_SIGNATURE && leaf <= 0x4fffffffu) {
+        if (leaf - KVM_CPUID_SIGNATURE < ARRAY_SIZE(p->kvm))
+            return p->kvm[leaf - KVM_CPUID_SIGNATURE];
         return leaf <= FUSOR_CPUID_FEATURES ? p->hypervisor[leaf - FUSOR_CPUID_SIGNATURE] : r;
     }
     // Beyond the last basic leaf the CPU answers with that of the last one (SDM vol. 2, CPUID).

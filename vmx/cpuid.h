@@ -17,6 +17,7 @@ struct cpuid_policy {
     struct cpuid_leaf basic[CPUID_BASIC_LEAVES];
     struct cpuid_leaf extended[CPUID_EXTENDED_LEAVES];
     struct cpuid_leaf hypervisor[2]; // 0x40000000
+    struct cpuid_leaf kvm[2];        // 0x40000100: what unmodified Linux looks for
     // Leaves with subleaves.
     struct cpuid_leaf cache[CPUID_SUBLEAVES]; // 4
     struct cpuid_leaf features[2];            // 7
@@ -40,6 +41,11 @@ static inline bool cpuid_policy_is_constant(uint32_t leaf)
 {
     const uint32_t others = 1u << 1 | 1u << 4 | 1u << 7 | 1u << 0xb | 1u << 0xd;
     return leaf < CPUID_BASIC_LEAVES && (others >> leaf & 1) == 0;
+}
+// How many vCPUs it was made for.
+static inline unsigned cpuid_policy_vcpus(const struct cpuid_policy *p)
+{
+    return p->basic[1].ebx >> 16 & 0xff;
 }
 // Size of the standard-format XSAVE area for `xcr0`.
 uint32_t cpuid_policy_xsave_size(const struct cpuid_policy *p, uint64_t xcr0);

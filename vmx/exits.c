@@ -188,6 +188,20 @@ static enum vcpu_result exit_nothing(struct vcpu *v)
     return VCPU_RESUME;
 }
 
+// The guest spins. Whoever holds what it waits for may be a vCPU without a CPU (lock-holder
+// preemption); that one gets the rest of the slice.
+static enum vcpu_result exit_pause(struct vcpu *v)
+{
+    vcpu_advance_fast(v, vmcs_read32(VMCS_EXIT_INSTRUCTION_LENGTH));
+    if (sched_yield_to_group(&v->entity, v->until)) {
+        v->recheck = 1;
+    } else if (v->ple_window < PLE_WINDOW_MOST) {
+        v->ple_window *= 2;
+        vmcs_write(VMCS_PLE_WINDOW, v->ple_window);
+    }
+    return VCPU_RESUME;
+}
+
 static enum vcpu_result exit_ept_violation(struct vcpu *v)
 {
     uint64_t q = vmcs_read(VMCS_EXIT_QUALIFICATION);
@@ -284,7 +298,7 @@ const struct vcpu_exit_handler vcpu_exit_handlers[EXIT_REASONS] = {
     [EXIT_ENTRY_GUEST_STATE] = {exit_bad_entry, "ENTRY_GUEST_STATE"},
     [EXIT_MWAIT] = {exit_undefined, "MWAIT"},
     [EXIT_MONITOR] = {exit_undefined, "MONITOR"},
-    [EXIT_PAUSE] = {exit_nothing, "PAUSE"},
+    [EXIT_PAUSE] = {exit_pause, "PAUSE"},
     [EXIT_ENTRY_MACHINE_CHECK] = {exit_machine_check, "ENTRY_MACHINE_CHECK"},
     [EXIT_EPT_VIOLATION] = {exit_ept_violation, "EPT_VIOLATION"},
     [EXIT_EPT_MISCONFIGURATION] = {exit_ept_misconfiguration, "EPT_MISCONFIGURATION"},

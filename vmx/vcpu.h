@@ -69,6 +69,13 @@ enum vcpu_lazy_msr {
 #define VCPU_GOT_INIT    1u
 #define VCPU_GOT_STARTUP 2u // the vCPU waited for it and begins at `vector` << 12
 
+// PAUSE loops (SDM vol. 3, 25.1.3): PAUSEs less than the gap apart are a loop, and one that lasts
+// longer than the window exits. The figures are KVM's. A loop that waits for nobody who could be
+// helped doubles the window, until the vCPU is loaded anew.
+#define PLE_GAP          128u
+#define PLE_WINDOW_LEAST 4096u
+#define PLE_WINDOW_MOST  (64u * PLE_WINDOW_LEAST)
+
 #define VCPU_NAME_SIZE     40u
 #define VCPU_MTRR_VARIABLE 8u
 #define VCPU_MTRR_FIXED    11u
@@ -104,6 +111,7 @@ struct vcpu {
     uint64_t tsc_adjust;
     uint32_t primary; // primary controls as in the VMCS
     uint32_t entry_controls;
+    uint32_t ple_window;   // as in the VMCS, 0: PAUSE loops do not exit
     uint32_t requeue_info; // event to deliver at the next entry, 0: none
     uint32_t requeue_error;
     uint32_t requeue_length;

@@ -161,6 +161,15 @@ static void write_controls(struct vcpu *v)
         secondary &= ~CPU2_RDTSCP;
     if (!v->cpuid->invpcid)
         secondary &= ~CPU2_INVPCID;
+    // A vCPU alone waits for nobody.
+    if (cpuid_policy_vcpus(v->cpuid) == 1)
+        secondary &= ~CPU2_PAUSE_LOOP;
+    v->ple_window = 0;
+    if ((secondary & CPU2_PAUSE_LOOP) != 0) {
+        v->ple_window = PLE_WINDOW_LEAST;
+        vmcs_write(VMCS_PLE_GAP, PLE_GAP);
+        vmcs_write(VMCS_PLE_WINDOW, v->ple_window);
+    }
     v->primary = c->primary;
     v->entry_controls = c->entry | ENTRYC_IA32E_GUEST;
     vmcs_write(VMCS_PIN_CONTROLS, c->pin);
@@ -305,6 +314,10 @@ void vcpu_load(struct vcpu *v)
     fpu_restore(v);
     simd_set_owner(v->fpu, &v->xcr0);
     vmcs_write(VMCS_TSC_OFFSET, v->tsc_offset);
+    if (v->ple_window > PLE_WINDOW_LEAST) {
+        v->ple_window = PLE_WINDOW_LEAST;
+        vmcs_write(VMCS_PLE_WINDOW, v->ple_window);
+    }
 }
 
 void vcpu_unload(struct vcpu *v)

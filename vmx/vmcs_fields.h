@@ -48,6 +48,8 @@ enum vmcs_field {
     VMCS_ENTRY_ERROR_CODE = 0x4018,
     VMCS_ENTRY_INSTRUCTION_LENGTH = 0x401a,
     VMCS_SECONDARY_CONTROLS = 0x401e,
+    VMCS_PLE_GAP = 0x4020,
+    VMCS_PLE_WINDOW = 0x4022,
     VMCS_INSTRUCTION_ERROR = 0x4400,
     VMCS_EXIT_REASON = 0x4402,
     VMCS_EXIT_INTERRUPTION_INFO = 0x4404,
@@ -187,6 +189,7 @@ enum vmx_exit_reason {
 #define CPU2_VPID               (1u << 5)
 #define CPU2_WBINVD             (1u << 6)
 #define CPU2_UNRESTRICTED_GUEST (1u << 7)
+#define CPU2_PAUSE_LOOP         (1u << 10)
 #define CPU2_INVPCID            (1u << 12)
 // Exit and entry controls.
 #define EXITC_HOST_64BIT    (1u << 9)

@@ -194,3 +194,8 @@ void test_smpspin(void);
 void test_smptriple(void);
 void test_smpreset(void);
 void test_smpoff(void);
+// --- test_load.c ---
+void test_lock(void);
+void test_latency(void);
+void test_shootdown(void);
+void test_storm(void);

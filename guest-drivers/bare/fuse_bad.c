@@ -58,7 +58,7 @@ static uint64_t garbage(void)
 
 void fuse_garbage(uint64_t calls)
 {
-    uint64_t done = 0, invalid = 0, range = 0, again = 0;
+    uint64_t done = 0, invalid = 0, range = 0, twice = 0, again = 0;
     struct fusor_statistics before = fuse_statistics();
     uint64_t begin = rdtsc();
     for (uint64_t call = 0; call < calls; call++) {
@@ -70,22 +70,24 @@ void fuse_garbage(uint64_t calls)
                 hypercall(FUSOR_HINT, (uint64_t)(uintptr_t)&list[at], count - at, 0, 0);
             check(result > 0 ? result <= (int64_t)(count - at)
                              : result == -FUSOR_EINVAL || result == -FUSOR_ERANGE ||
-                                   result == -FUSOR_EAGAIN,
+                                   result == -FUSOR_EEXIST || result == -FUSOR_EAGAIN,
                   result);
             at += result > 0 ? (unsigned)result : 1;
             done += result > 0 ? (uint64_t)result : 0;
             invalid += result == -FUSOR_EINVAL;
             range += result == -FUSOR_ERANGE;
+            twice += result == -FUSOR_EEXIST;
             again += result == -FUSOR_EAGAIN;
         }
     }
     uint64_t ticks = rdtsc() - begin;
     struct fusor_statistics after = fuse_statistics();
-    report("op=x calls=%lu done=%lu invalid=%lu range=%lu again=%lu ticks=%lu "
+    report("op=x calls=%lu done=%lu invalid=%lu range=%lu twice=%lu again=%lu ticks=%lu "
            "received=%lu "
            "fused=%lu unmatched=%lu rejected=%lu",
-           calls, done, invalid, range, again, ticks, after.hints_received - before.hints_received,
-           after.hints_fused - before.hints_fused, after.hints_unmatched - before.hints_unmatched,
+           calls, done, invalid, range, twice, again, ticks,
+           after.hints_received - before.hints_received, after.hints_fused - before.hints_fused,
+           after.hints_unmatched - before.hints_unmatched,
            after.hints_rejected - before.hints_rejected);
 }
 

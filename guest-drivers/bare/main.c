@@ -46,6 +46,10 @@ static const struct {
     {"hypercall", test_hypercall},
     {"balloon", test_balloon},
     {"driver", test_driver},
+    {"lock", test_lock},
+    {"latency", test_latency},
+    {"shootdown", test_shootdown},
+    {"storm", test_storm},
 };
 
 // The compiler emits calls to these two.

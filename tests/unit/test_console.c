@@ -88,11 +88,12 @@ static void create(const char *name)
 static void test_boot(void **state)
 {
     (void)state;
-    static const char config[] = "[host]\nauto-balloon = on\n"
-                                 "[vm one]\nmemory=64M\nkernel=\\guests\\vmlinuz\ncap=5\n"
-                                 "[vm two]\nmemory=64M\nkernel=\\gone\n"
-                                 "[vm three]\nmemory=64M\nkernel=\\guests\\vmlinuz\n"
-                                 "autostart = off\n";
+    static const char config[] =
+        "[host]\nauto-balloon = on\n"
+        "[vm one]\nmemory=64M\nkernel=\\guests\\vmlinuz\nmodule=\\guests\\initrd.img\n"
+        "[vm two]\nmemory=64M\nkernel=\\gone\n"
+        "[vm three]\nmemory=64M\nkernel=\\guests\\vmlinuz\n"
+        "autostart = off\n";
     autostart_set_config(config, sizeof(config) - 1);
     assert_true(log_early);
     console_event("VM one said something before the first prompt");
@@ -100,7 +101,8 @@ static void test_boot(void **state)
     assert_false(log_early);
     assert_string_equal(power_said, "ready");
     assert_string_equal(line_out, "* VM one said something before the first prompt\r\n" PROMPT);
-    assert_string_equal(log_lines[0], "warning: fusor.conf:6: warning: cap is not in effect yet");
+    assert_string_equal(log_lines[0],
+                        "warning: fusor.conf:6: warning: module is not in effect yet");
     assert_string_equal(log_lines[1], "error: fusor.conf:9: kernel: expected a readable file, got "
                                       "\\gone: no such file on the boot volume");
     assert_string_equal(log_lines[2], "info: VM one started");
@@ -411,8 +413,7 @@ static void test_vm_commands(void **state)
     assert_int_equal(vms[0].config.memory, 128 * MIB);
     assert_int_equal(vms[0].config.memory_min, 64 * MIB);
     assert_int_equal(vms[0].config.weight, 200);
-    expect("vm set alpha memory-min=16M cap=10",
-           "warning: cap is not in effect yet\r\nok\r\n");
+    expect("vm set alpha memory-min=16M cap=10", "ok\r\n");
     expect("vm set alpha memory=64M", "ok\r\n");
     assert_int_equal(vms[0].config.memory_min, 16 * MIB); // chosen, so it stays
     expect("vm set alpha module=\\guests\\vmlinuz module=\\guests\\initrd.img",
@@ -597,7 +598,7 @@ static void test_vm_set_page_fusion(void **state)
     expect("vm set a weight=9", "ok\r\n");
     expect("vm set a page-fusion=off", "ok\r\n");
     assert_int_equal(fusion_switched, 1);
-    expect("vm set a page-fusion=on cap=5", "warning: cap is not in effect yet\r\nok\r\n");
+    expect("vm set a page-fusion=on cap=5", "ok\r\n");
     assert_int_equal(fusion_switched, 2);
     assert_int_equal(fusions[0].mode, FUSION_ON);
     // Also when the switch stands otherwise than the config said.

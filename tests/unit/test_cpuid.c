@@ -366,7 +366,7 @@ static void test_range(void **state)
             struct cpuid_leaf r = get(beyond[i], i);
             assert_memory_equal(&r, &last, sizeof(r));
         }
-        // The hypervisor's range: its own two leaves and nothing else.
+        // The hypervisor's range: its own two leaves, KVM's two, and nothing else.
         struct cpuid_leaf h = get(0x40000000u, 0);
         char signature[13] = {0};
         memcpy(signature, &h.ebx, 12);
@@ -383,7 +383,12 @@ static void test_range(void **state)
         }
         assert_false(cpuid_policy_is_constant(0x40000001u));
         assert_zero(0x40000002u, 0);
-        assert_zero(0x40000100u, 0);
+        struct cpuid_leaf kvm = get(0x40000100u, 0);
+        assert_memory_equal(&kvm.ebx, "KVMKVMKVM\0\0\0", 12);
+        assert_int_equal(kvm.eax, 0x40000101u);
+        assert_int_equal(get(0x40000101u, 0).eax, 1u << 1); // and nothing that needs an MSR
+        assert_int_equal(get(0x40000101u, 0).edx, 0);
+        assert_zero(0x40000102u, 0);
         assert_zero(0x4fffffffu, 0);
         // Extended leaves end at 0x80000008.
         assert_int_equal(get(0x80000000u, 0).eax, 0x80000008u);

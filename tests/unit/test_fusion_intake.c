@@ -244,7 +244,7 @@ static void test_budget(void **state)
     assert_in_range(granted, 16384, 18000);
     // And no more than two passes, however long it waits.
     fake_tsc += 1000 * SECOND;
-    for (granted = 0; budget_take(world_fusion(0), 64, fake_tsc) == 64; granted += 64)
+    for (granted = 0; budget_take(world_fusion(0), 64, 1, fake_tsc) == 64; granted += 64)
         ;
     assert_in_range(granted, 65536 - 64, 65536);
     world_finish();
@@ -263,14 +263,20 @@ static void test_budget_grows_with_memory(void **state)
         f->tokens_full_at = 0;
         uint64_t granted = 0;
         while (granted < UINT64_C(100000000)) {
-            unsigned n = budget_take(f, 64, SECOND);
+            unsigned n = budget_take(f, 64, 1, SECOND);
             if (n == 0)
                 break;
             granted += n;
         }
         assert_int_equal(granted, 2 * MAX(pages, UINT64_C(32768)));
-        assert_int_equal(budget_take(f, 1, SECOND), 0);
-        assert_int_equal(budget_take(f, 1, 2 * SECOND), 1);
+        assert_int_equal(budget_take(f, 1, 1, SECOND), 0);
+        assert_int_equal(budget_take(f, 1, 1, 2 * SECOND), 1);
+        // All or nothing: the rest of a budget does not pay for a range.
+        f->tokens_full_at = 0;
+        assert_int_equal(budget_take(f, 2 * (unsigned)MAX(pages, UINT64_C(32768)) - 511, 1, SECOND),
+                         2 * MAX(pages, UINT64_C(32768)) - 511);
+        assert_int_equal(budget_take(f, 512, 512, SECOND), 0);
+        assert_int_equal(budget_take(f, 512, 1, SECOND), 511);
         world.vm[0].config.memory = memory;
     }
     world_finish();

@@ -322,6 +322,37 @@ static void test_actions_at_points(void **state)
     assert_in_range(fused, runs / 4, runs - 10);
 }
 
+static void fetch_and_write_b(void)
+{
+    fetch_b();
+    store(3, B, R, 8, 78);
+}
+
+// A fetch takes the protected large page apart, then a write cancels: no piece stays a candidate
+// that nobody knows (world_check looks).
+static void test_split_and_cancel_of_a_candidate(void **state)
+{
+    (void)state;
+    for (unsigned n = 1; n <= 2; n++) {
+        start(2);
+        ept_features.large_executable_safe = false;
+        for (unsigned vm = 0; vm < 2; vm++) {
+            world_reset(vm);
+            for (unsigned k = 0; k < PAGES; k++)
+                fill(1, vm, R + k, 1 + k * 1000);
+        }
+        hint_range(A, R);
+        world_at(POINT_SHOT, n, 3, fetch_and_write_b);
+        hint_range(B, R);
+        assert_int_equal(world_pending(), 0);
+        world_check();
+        world_check_contents();
+        hint_range(B, R);
+        assert_true(is_shared(B, R + 1)); // fusable all the same
+        world_finish();
+    }
+}
+
 static void test_pinned_page_in_a_range(void **state)
 {
     (void)state;
@@ -517,6 +548,7 @@ int main(void)
         cmocka_unit_test(test_full_frames),
         cmocka_unit_test(test_two_ranges_of_one_vm),
         cmocka_unit_test(test_actions_at_points),
+        cmocka_unit_test(test_split_and_cancel_of_a_candidate),
         cmocka_unit_test(test_pinned_page_in_a_range),
         cmocka_unit_test(test_shared_frame_at_the_end_of_memory),
         cmocka_unit_test(test_without_memory),

@@ -521,6 +521,14 @@ static void test_backoff_table(void **state)
         backoff_note_split(b, (gfn_t){9}, true, t, &begun);
         assert_true(begun && backoff_ignores(b, (gfn_t){9}, t + SECOND));
     }
+    // What has ended stays ended, however long ago: 28 bits of time go round.
+    backoff_note_split(b, (gfn_t){11}, false, now, &begun);
+    backoff_note_split(b, (gfn_t){11}, false, now, &begun);
+    assert_true(begun);
+    for (uint64_t ago = 2 * SECOND; ago < UINT64_C(1) << 49; ago += UINT64_C(1) << 44)
+        assert_false(backoff_ignores(b, (gfn_t){11}, now + ago));
+    assert_false(
+        backoff_note_split(b, (gfn_t){11}, false, now + (UINT64_C(1) << 47) + SECOND, &begun));
     backoff_destroy(b);
     world_finish();
 }

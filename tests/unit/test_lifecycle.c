@@ -233,6 +233,17 @@ void sched_set_affinity(struct sched_entity *e, uint64_t cpu_mask)
     e->cpu_mask = cpu_mask;
 }
 
+void sched_group_set(struct sched_group *g, uint32_t weight, uint32_t cap)
+{
+    g->weight = weight;
+    g->cap = cap;
+}
+
+void sched_group_remove(struct sched_group *g)
+{
+    assert_int_equal(g->active, 0);
+}
+
 int sched_remove(struct sched_entity *e)
 {
     e->dead = true;
@@ -361,15 +372,19 @@ static void names_and_weights(void **state)
         name[6] = (char)('0' + i);
         assert_string_equal(vm->vcpus[i]->name, name);
         assert_int_equal(vm->vcpus[i]->id, i);
-        assert_int_equal(vm->vcpus[i]->entity.weight, 25);
+        assert_ptr_equal(vm->vcpus[i]->entity.group, &vm->group);
     }
+    assert_int_equal(vm->group.weight, 100);
+    assert_int_equal(vm->group.cap, 0);
     config.weight = 2;
+    config.cap = 150;
     config.affinity = 5;
     assert_int_equal(vm_set(&config, why), 0);
     for (unsigned i = 0; i < 4; i++) {
-        assert_int_equal(vm->vcpus[i]->entity.weight, 1); // not less
         assert_int_equal(vm->vcpus[i]->entity.cpu_mask, 5);
     }
+    assert_int_equal(vm->group.weight, 2);
+    assert_int_equal(vm->group.cap, 150);
 }
 
 static void from_start_to_stop(void **state)
@@ -445,14 +460,14 @@ static void the_number_changes_with_the_next_start(void **state)
     assert_int_equal(policy_for, 6);
     assert_int_equal(madt_cpus, 6);
     assert_string_equal(vm->vcpus[5]->name, "alpha/5");
-    assert_int_equal(vm->vcpus[5]->entity.weight, 16);
+    assert_ptr_equal(vm->vcpus[5]->entity.group, &vm->group);
     config.cpus = 1;
     assert_int_equal(vm_set(&config, why), 0);
     assert_int_equal(vm_reset("alpha", why), 0);
     expect_events("s0s1s2s3s4s5m0M0r0a0");
     assert_int_equal(vm->vcpu_count, 1);
     assert_string_equal(vm->vcpus[0]->name, "alpha");
-    assert_int_equal(vm->vcpus[0]->entity.weight, 100);
+    assert_int_equal(vm->group.weight, 100);
     config.cpus = 3;
     assert_int_equal(vm_set(&config, why), 0);
     assert_int_equal(vm_stop("alpha", why), 0);

@@ -253,6 +253,15 @@ static struct actor *hog(uint32_t weight)
 
 // --- Running the machine ---
 
+// A wake-up is on its way to a CPU that may run it: whose cap was lifted just now.
+static bool is_asked_for(const struct sched_entity *e)
+{
+    for (unsigned c = 0; c < online; c++)
+        if (e->group != NULL && sim[c].wake && (e->cpu_mask >> c & 1) != 0)
+            return true;
+    return false;
+}
+
 static void check_idle(void)
 {
     for (unsigned c = 0; c < online; c++) {
@@ -260,7 +269,9 @@ static void check_idle(void)
             continue;
         for (unsigned i = 0; i < actor_count; i++)
             if (actors[i].known && actors[i].e.state == SCHED_RUNNABLE && !actors[i].e.dead &&
-                actors[i].e.since + HAND_OVER < fake_tsc && (actors[i].e.cpu_mask >> c & 1) != 0)
+                (actors[i].e.group == NULL || !actors[i].e.group->throttled) &&
+                !is_asked_for(&actors[i].e) && actors[i].e.since + HAND_OVER < fake_tsc &&
+                (actors[i].e.cpu_mask >> c & 1) != 0)
                 fail_msg("CPU %u halts while %s waits", c, actors[i].name);
     }
 }
@@ -404,6 +415,353 @@ static void test_shares(void **state)
     check_shares(2, (uint32_t[]){50, 50, 100}, 3);
     check_shares(3, (uint32_t[]){100, 100, 100, 100}, 4);
     check_shares(4, (uint32_t[]){10, 10, 20, 20, 20, 30, 30}, 7);
+}
+
+// --- Groups: VMs with several vCPUs ---
+
+static struct sched_group groups[4];
+
+static struct sched_group *group(uint32_t weight, uint32_t cap)
+{
+    for (unsigned i = 0;; i++) {
+        assert_true(i < ARRAY_SIZE(groups));
+        if (groups[i].weight != 0)
+            continue;
+        memset(&groups[i], 0, sizeof(groups[i]));
+        sched_group_set(&groups[i], weight, cap);
+        return &groups[i];
+    }
+}
+
+static struct actor *member(struct sched_group *g, uint64_t burst, uint64_t pause)
+{
+    struct actor *a = actor(burst, pause);
+    a->e.group = g;
+    sched_wake(&a->e);
+    return a;
+}
+
+static uint64_t ran(const struct sched_group *g)
+{
+    uint64_t sum = 0;
+    for (unsigned i = 0; i < actor_count; i++) {
+        const struct actor *a = &actors[i];
+        if (a->e.group == g)
+            sum += a->e.run_ticks + (a->inside ? fake_tsc - a->e.since : 0);
+    }
+    return sum;
+}
+
+static void finish_groups(void)
+{
+    for (unsigned i = 0; i < ARRAY_SIZE(groups); i++)
+        if (groups[i].weight != 0)
+            sched_group_set(&groups[i], groups[i].weight, 0);
+    finish();
+    for (unsigned i = 0; i < ARRAY_SIZE(groups); i++) {
+        if (groups[i].weight != 0)
+            sched_group_remove(&groups[i]);
+        groups[i].weight = 0;
+    }
+}
+
+// Shares are the groups', however many they are and on however many CPUs.
+static void check_group_shares(unsigned cpu_number, const uint32_t *weights,
+                               const unsigned *members, unsigned count)
+{
+    const uint64_t time = 4000 * MS;
+    uint64_t sum = 0;
+    start(cpu_number);
+    for (unsigned i = 0; i < count; i++) {
+        struct sched_group *g = group(weights[i], 0);
+        for (unsigned k = 0; k < members[i]; k++)
+            member(g, NEVER, 0);
+        sum += weights[i];
+    }
+    simulate(time);
+    for (unsigned i = 0; i < count; i++)
+        assert_near(ran(&groups[i]), time * cpu_number * weights[i] / sum,
+                    time / 50 + 3 * SLICE * members[i]);
+    finish_groups();
+}
+
+static void test_group_shares(void **state)
+{
+    (void)state;
+    check_group_shares(1, (uint32_t[]){100, 100}, (unsigned[]){1, 4}, 2);
+    check_group_shares(2, (uint32_t[]){100, 100}, (unsigned[]){2, 8}, 2);
+    check_group_shares(2, (uint32_t[]){100, 200, 400}, (unsigned[]){4, 4, 4}, 3);
+    check_group_shares(4, (uint32_t[]){100, 200, 400}, (unsigned[]){4, 3, 8}, 3);
+    check_group_shares(1, (uint32_t[]){10, 300}, (unsigned[]){3, 1}, 2);
+}
+
+// Of four vCPUs one works: its VM is not served worse than one that has only that one. And those
+// that sleep and wake in between gain nothing.
+static void test_group_of_sleepers(void **state)
+{
+    (void)state;
+    start(1);
+    struct sched_group *many = group(100, 0), *alone = group(100, 0);
+    member(many, NEVER, 0);
+    for (unsigned i = 0; i < 3; i++)
+        member(many, 0, NEVER);
+    member(alone, NEVER, 0);
+    simulate(4000 * MS);
+    assert_near(ran(many), 2000 * MS, 40 * MS);
+    finish_groups();
+    start(1);
+    many = group(100, 0), alone = group(100, 0);
+    for (unsigned i = 0; i < 4; i++)
+        member(many, 3 * MS + i * 200 * US, 200 * US);
+    member(alone, NEVER, 0);
+    simulate(4000 * MS);
+    assert_in_range(ran(many) / MS, 1500, 2100);
+    finish_groups();
+}
+
+// An entity with more weight than it can use up runs ahead on its CPU. Who comes then shares with
+// the others, and does not drive them out for what they are ahead.
+static void test_newcomer_beside_heavy(void **state)
+{
+    (void)state;
+    start(2);
+    struct actor *light = hog(100);
+    hog(1000);
+    simulate(5000 * MS);
+    struct actor *heavy2 = hog(100);
+    uint64_t before = light->e.run_ticks;
+    simulate(1000 * MS);
+    assert_near(light->e.run_ticks - before, 500 * MS, 60 * MS);
+    assert_near(heavy2->e.run_ticks, 500 * MS, 60 * MS);
+    finish();
+}
+
+// The cap holds over every window and in the sum, whatever the number of vCPUs and CPUs, also
+// while CPUs are idle; what is kept from them is counted as waiting.
+static void test_cap(void **state)
+{
+    (void)state;
+    static const struct {
+        unsigned cpus, members;
+        uint32_t cap;
+    } cases[] = {{1, 1, 25}, {1, 4, 25},  {2, 4, 25},  {4, 4, 25},
+                 {2, 1, 50}, {2, 2, 150}, {4, 8, 250}, {2, 3, 1}};
+    for (unsigned i = 0; i < ARRAY_SIZE(cases); i++) {
+        start(cases[i].cpus);
+        struct sched_group *g = group(100, cases[i].cap);
+        for (unsigned k = 0; k < cases[i].members; k++)
+            member(g, NEVER, 0);
+        simulate(2 * MS);
+        uint64_t before = ran(g), last = before;
+        for (unsigned k = 0; k < 40; k++) {
+            simulate(100 * MS);
+            // A window may be full at its end, the next one at its beginning.
+            assert_true(ran(g) - last <= 2 * cases[i].cap * MS + MS);
+            last = ran(g);
+        }
+        assert_near(last - before, 40 * cases[i].cap * MS, 2 * cases[i].cap * MS + 40 * 200 * US);
+        for (unsigned k = 0; k < actor_count; k++) {
+            struct sched_entity *e = &actors[k].e;
+            uint64_t now = fake_tsc - e->since;
+            uint64_t waits = e->wait_ticks + (actors[k].inside ? 0 : now);
+            assert_near(waits + e->run_ticks + (actors[k].inside ? now : 0), 4002 * MS, 3 * MS);
+            assert_int_equal(e->sleep_ticks / MS, 0);
+        }
+        // Live: lifted, and back.
+        sched_group_set(g, 100, 0);
+        before = ran(g);
+        simulate(1000 * MS);
+        assert_near(ran(g) - before, 1000 * MS * MIN(cases[i].cpus, cases[i].members), 20 * MS);
+        sched_group_set(g, 100, 10);
+        simulate(200 * MS);
+        before = ran(g);
+        simulate(1000 * MS);
+        assert_near(ran(g) - before, 100 * MS, 22 * MS);
+        finish_groups();
+    }
+}
+
+// A capped group leaves the rest to the others; one that sleeps now and then gets its cap, too.
+static void test_cap_beside_others(void **state)
+{
+    (void)state;
+    start(2);
+    struct sched_group *capped = group(400, 25), *other = group(100, 0);
+    for (unsigned i = 0; i < 4; i++)
+        member(capped, NEVER, 0);
+    for (unsigned i = 0; i < 2; i++)
+        member(other, NEVER, 0);
+    struct actor *console = actor(50 * US, 5 * MS);
+    sched_wake(&console->e);
+    simulate(4000 * MS);
+    assert_near(ran(capped), 1000 * MS, 60 * MS);
+    assert_near(ran(other), 7000 * MS, 150 * MS);
+    assert_true(console->runs > 600);
+    finish_groups();
+    start(1);
+    capped = group(100, 50);
+    member(capped, MS, MS / 2); // would use two thirds
+    simulate(4000 * MS);
+    assert_near(ran(capped), 2000 * MS, 120 * MS);
+    finish_groups();
+}
+
+// Capped ones come and go in every state.
+static void test_cap_and_removal(void **state)
+{
+    (void)state;
+    start(2);
+    struct sched_group *g = group(100, 10);
+    struct actor *a[3];
+    for (unsigned i = 0; i < 3; i++)
+        a[i] = member(g, NEVER, 0);
+    simulate(60 * MS); // the budget is used up
+    assert_true(g->throttled);
+    assert_int_equal(g->active, 3);
+    for (unsigned i = 0; i < 3; i++) {
+        assert_int_equal(sched_remove(&a[i]->e), 0);
+        a[i]->known = false;
+    }
+    assert_int_equal(g->active, 0);
+    sched_group_remove(g);
+    g->weight = 0;
+    simulate(300 * MS);
+    for (unsigned c = 0; c < online; c++)
+        assert_int_equal(sim[c].state, SIM_HALTED);
+    finish_groups();
+}
+
+// --- Directed yield ---
+
+static bool yielded;
+static uint64_t slice_end;
+static struct actor *victim_removed;
+
+static void remove_heir(void)
+{
+    assert_int_equal(sched_remove(&victim_removed->e), 0);
+}
+
+static void spin_in_vain(struct actor *a)
+{
+    if (a->runs < 3)
+        return;
+    slice_end = fake_tsc + sched_max_run_ticks();
+    yielded = sched_yield_to_group(&a->e, slice_end);
+    a->script = NULL;
+}
+
+static void test_yield(void **state)
+{
+    (void)state;
+    for (unsigned with_group = 0; with_group < 2; with_group++) {
+        start(2);
+        struct sched_group *g = group(100, 0), *others = group(100, 0);
+        struct actor *a[3], *b[3];
+        for (unsigned i = 0; i < 3; i++) {
+            a[i] = member(with_group != 0 ? g : NULL, NEVER, 0);
+            b[i] = member(others, NEVER, 0);
+            a[i]->e.cpu_mask = b[i]->e.cpu_mask = 2;
+        }
+        simulate(30 * MS);
+        yielded = false;
+        a[0]->script = spin_in_vain;
+        while (a[0]->script != NULL)
+            simulate(10 * US);
+        assert_int_equal(yielded, with_group);
+        uint64_t at = fake_tsc;
+        simulate(50 * US);
+        // A sibling runs at once, not one of the others, and not beyond the slice that was given
+        // up.
+        assert_int_equal(a[1]->inside || a[2]->inside, with_group);
+        if (with_group != 0) {
+            assert_false(a[0]->inside);
+            assert_true(a[0]->e.spun);
+            struct actor *heir = a[1]->inside ? a[1] : a[2];
+            assert_near(heir->started, at, TOLERANCE);
+            simulate(2 * SLICE);
+            assert_true(heir->ended <= slice_end + TOLERANCE || heir->runs > 4);
+        }
+        // Neither VM loses by it.
+        uint64_t one = 0, two = 0;
+        simulate(3000 * MS);
+        for (unsigned i = 0; i < 3; i++) {
+            one += a[i]->e.run_ticks;
+            two += b[i]->e.run_ticks;
+        }
+        if (with_group != 0)
+            assert_near(one, two, 6 * SLICE);
+        finish_groups();
+    }
+}
+
+static void spin_always(struct actor *a)
+{
+    busy(fake_tsc + 50 * US);
+    sched_yield_to_group(&a->e, fake_tsc + sched_max_run_ticks() / 2);
+}
+
+// A VM whose vCPUs give their slices to each other without end gets its share and no more.
+static void test_yield_is_paid_for(void **state)
+{
+    (void)state;
+    start(2);
+    struct sched_group *g = group(100, 0), *others = group(200, 0);
+    for (unsigned i = 0; i < 4; i++) {
+        member(g, NEVER, 0)->script = i < 2 ? spin_always : NULL;
+        member(others, NEVER, 0);
+    }
+    simulate(4000 * MS);
+    assert_near(ran(g), 8000 * MS / 3, 200 * MS);
+    finish_groups();
+}
+
+// The heir disappears before its turn; a yield with nothing left of the slice; with nobody waiting.
+static struct actor *heir_to_be;
+static bool take_heir;
+
+static void yield_then_remove(struct actor *a)
+{
+    if (a->runs < 3)
+        return;
+    yielded = sched_yield_to_group(&a->e, fake_tsc + SLICE);
+    if (take_heir) {
+        victim_removed = heir_to_be;
+        elsewhere(remove_heir);
+    }
+    a->script = NULL;
+}
+
+static void test_yield_edges(void **state)
+{
+    (void)state;
+    for (unsigned i = 0; i < 2; i++) {
+        start(2);
+        struct sched_group *g = group(100, 0);
+        struct actor *a = member(g, NEVER, 0);
+        a->e.cpu_mask = 2;
+        heir_to_be = member(g, NEVER, 0);
+        heir_to_be->e.cpu_mask = i == 0 ? 2 : 1; // the second one runs on the other CPU
+        simulate(40 * MS);
+        yielded = i != 0;
+        take_heir = i == 0;
+        a->script = yield_then_remove;
+        a->runs = 2;
+        while (a->script != NULL)
+            simulate(10 * US);
+        assert_int_equal(yielded, i == 0);
+        if (i == 0) {
+            assert_true(heir_to_be->e.dead);
+            heir_to_be->known = false;
+            unsigned runs = heir_to_be->runs;
+            simulate(100 * MS);
+            assert_int_equal(heir_to_be->runs, runs);
+        }
+        fake_set_cpu(1);
+        assert_false(sched_yield_to_group(&a->e, fake_tsc + 10 * US));
+        fake_set_cpu(OUTSIDER);
+        finish_groups();
+    }
 }
 
 // The console's CPU looks at its UART every millisecond; the others have longer slices.
@@ -1022,6 +1380,15 @@ int main(int argc, char **argv)
         cmocka_set_test_filter(argv[1]);
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_shares),
+        cmocka_unit_test(test_group_shares),
+        cmocka_unit_test(test_group_of_sleepers),
+        cmocka_unit_test(test_newcomer_beside_heavy),
+        cmocka_unit_test(test_cap),
+        cmocka_unit_test(test_cap_beside_others),
+        cmocka_unit_test(test_cap_and_removal),
+        cmocka_unit_test(test_yield),
+        cmocka_unit_test(test_yield_is_paid_for),
+        cmocka_unit_test(test_yield_edges),
         cmocka_unit_test(test_slices),
         cmocka_unit_test(test_sleeper_saves_nothing),
         cmocka_unit_test(test_newcomer),
