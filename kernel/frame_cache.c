@@ -77,14 +77,15 @@ static void refill(unsigned flags)
     }
     if (plain->count == 0 && buddy_free() > frames.reserve) {
         uint64_t batch = MIN(FRAME_BATCH, (buddy_free() - frames.reserve) / 8);
-        // One block instead of many frames, unless smaller pieces are there to be used up first.
-        if (batch == FRAME_BATCH && (frames.nonempty & (FRAME_BATCH - 1)) == 0) {
-            uint32_t n = frame_buddy_take(FRAME_BATCH_ORDER);
-            for (; n != FRAME_NIL && batch != 0; batch--)
-                plain->frame[plain->count++] = n + (uint32_t)batch - 1;
+        // Blocks instead of single frames, the smallest there are first.
+        while (batch != 0) {
+            unsigned order = MIN((unsigned)__builtin_ctz(frames.nonempty), FRAME_BATCH_ORDER);
+            order = MIN(order, 63u - (unsigned)__builtin_clzll(batch));
+            uint32_t n = frame_buddy_take(order);
+            for (uint32_t i = 1u << order; i-- != 0;)
+                plain->frame[plain->count++] = n + i;
+            batch -= UINT64_C(1) << order;
         }
-        for (; batch != 0; batch--)
-            plain->frame[plain->count++] = frame_buddy_take(0);
     }
     cache_unlock(c);
 }

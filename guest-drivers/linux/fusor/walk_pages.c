@@ -205,8 +205,11 @@ bool fusor_walk_files(void)
 
 bool fusor_walk_rest(void)
 {
-	/* Where Fusor can be told that pages are free there is no point in sharing them. */
-	bool free = READ_ONCE(free_memory) && !(fusor_features & FUSOR_FEATURE_FREE);
+	/*
+	 * Also where free pages are reported: only large blocks are, and a hint for a page that was
+	 * given back costs next to nothing.
+	 */
+	bool free = READ_ONCE(free_memory);
 
 	if (READ_ONCE(other_pages))
 		return fusor_walk_ram(KIND_REST, free);
