@@ -27,9 +27,9 @@ enum ept_permissions { EPT_READ = 1, EPT_WRITE = 2, EPT_EXECUTE = 4, EPT_RWX = 7
 
 // Software meaning of a leaf, in bits the CPU ignores (SDM vol. 3, 29.3.2).
 enum ept_kind {
-    EPT_KIND_NONE = 0,     // not present: first touch populates, if a memory slot covers it
-    EPT_KIND_PRIVATE = 1,  // RAM of this VM
-    EPT_KIND_SHARED = 2,   // guest-shared frame, read-only
+    EPT_KIND_NONE = 0,      // not present: first touch populates, if a memory slot covers it
+    EPT_KIND_PRIVATE = 1,   // RAM of this VM
+    EPT_KIND_SHARED = 2,    // guest-shared frame, read-only
     EPT_KIND_CANDIDATE = 3, // private, write-protected while fusion compares
     // Of a present leaf, 0 means this: a gfn of the balloon that was read; it maps a read-only page
     // of zeros that belongs to no guest.

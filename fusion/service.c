@@ -157,7 +157,7 @@ static void check_range(struct fusion_vm *f, uint64_t n)
     uint8_t state = __atomic_load_n(&f->collapse[n], __ATOMIC_RELAXED);
     unsigned tries = state >> PHASE_BITS;
     uint8_t next = PHASE_NONE;
-    hfn_t table;
+    hfn_t table = {0};
     bool dirty, collapsed = false;
     ept_lock_gfn(&vm->ept, first);
     if (is_whole(vm, first, &dirty)) {

@@ -92,10 +92,10 @@ void frame_free(hfn_t first, unsigned order, struct frame_account *account);
 
 // --- Sharing, for fusion (kernel/frame_share.c) ---
 //
-// A shared frame counts the gfns that map it. While it is shared its `owner` and `gfn` are fusion's.
-// Each call is one accounting section; the callers hold the gfn locks of the mappings they change,
-// and the bucket lock of the frame where it says "last". Frames on their way out become FRAME_FUSOR:
-// after the shootdown they go with frame_free(f, 0, NULL).
+// A shared frame counts the gfns that map it. While it is shared its `owner` and `gfn` are
+// fusion's. Each call is one accounting section; the callers hold the gfn locks of the mappings
+// they change, and the bucket lock of the frame where it says "last". Frames on their way out
+// become FRAME_FUSOR: after the shootdown they go with frame_free(f, 0, NULL).
 
 #define FRAME_COUNT_MAX (UINT32_MAX - 1)
 
@@ -104,8 +104,8 @@ void frame_share(hfn_t f, struct frame_account *account);
 // One more gfn maps `shared`: that of `duplicate`, a private frame of `account`, which becomes
 // Fusor's. False without effect when the count is `limit` (at most FRAME_COUNT_MAX) already.
 bool frame_share_join(hfn_t shared, hfn_t duplicate, struct frame_account *account, uint32_t limit);
-// A gfn leaves `shared` for `fresh`, a frame in state FRAME_FUSOR that becomes private of `account`.
-// False without effect when it is the last sharer.
+// A gfn leaves `shared` for `fresh`, a frame in state FRAME_FUSOR that becomes private of
+// `account`. False without effect when it is the last sharer.
 bool frame_share_split(hfn_t shared, hfn_t fresh, struct frame_account *account);
 // A gfn that was unmapped leaves `shared`. False without effect when it is the last sharer.
 bool frame_share_leave(hfn_t shared, struct frame_account *account);

@@ -65,8 +65,8 @@ struct vm {
     _Atomic uint64_t balloon_target;   // pages that the operator, or the policy, wants in it
     _Atomic bool balloon_driver;       // a driver has asked for the target since the last reset
     _Atomic uint64_t reserve_taken;    // vm/ballooned.h
-    _Atomic bool waits_said;           // vm/shortage.c: an episode of waiting for memory is under way
-    _Atomic uint64_t waited_at;        // TSC: when a vCPU waited last
+    _Atomic bool waits_said;    // vm/shortage.c: an episode of waiting for memory is under way
+    _Atomic uint64_t waited_at; // TSC: when a vCPU waited last
     _Atomic uint64_t rom_writes;
     _Atomic uint64_t promotions;
 
@@ -75,8 +75,8 @@ struct vm {
     // there are. Looked at under the table lock, by the vCPUs, or as the owner.
     struct vcpu *vcpus[VM_CPUS_MAX];
     struct sched_group group; // weight and cap of all of them together
-    uint32_t vcpu_count; // in use since the last start
-    uint32_t vcpus_made; // those behind vcpu_count are stopped
+    uint32_t vcpu_count;      // in use since the last start
+    uint32_t vcpus_made;      // those behind vcpu_count are stopped
     struct spinlock device_lock;
     struct bus bus;
     struct vclock clock;
@@ -158,8 +158,8 @@ uint64_t vm_range_of(const struct vm *vm, gfn_t gfn);
 // gfn lock held: `pages` pages of gfn's range were taken from the guest.
 void vm_untouch(struct vm *vm, gfn_t gfn, unsigned pages);
 int vm_memory_create(struct vm *vm);
-// gfn lock held, before a large leaf is split: if an intake has it protected as a whole, it gets its
-// permission back and the intake sees that, because the pieces would be nobody's candidates.
+// gfn lock held, before a large leaf is split: if an intake has it protected as a whole, it gets
+// its permission back and the intake sees that, because the pieces would be nobody's candidates.
 void vm_end_candidate(struct vm *vm, gfn_t gfn, const struct ept_leaf *leaf);
 void vm_memory_destroy(struct vm *vm); // fiber: yields; no vCPU runs
 void vm_memory_forget(struct vm *vm);  // the VM itself goes

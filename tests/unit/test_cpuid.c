@@ -372,7 +372,8 @@ static void test_range(void **state)
         memcpy(signature, &h.ebx, 12);
         assert_memory_equal(signature, "FusorFusor\0\0", 13);
         assert_int_equal(h.eax, 0x40000001u);
-        // Version 1, hints, statistics, balloon and free pages, lists of 512; whatever the machine and the subleaf.
+        // Version 1, hints, statistics, balloon and free pages, lists of 512; whatever the machine
+        // and the subleaf.
         for (uint32_t subleaf = 0; subleaf < 3; subleaf++) {
             struct cpuid_leaf f = get(0x40000001u, subleaf), s = get(0x40000000u, subleaf);
             assert_int_equal(f.eax, 1);

@@ -649,7 +649,8 @@ static void test_bad_arguments(void **state)
     assert_int_equal(ept_map(&ept, gfn(0), hfn(1), EPT_4K, EPT_WRITE, EPT_KIND_PRIVATE), E_INVAL);
     assert_int_equal(
         ept_map(&ept, gfn(0), hfn(1), EPT_4K, EPT_WRITE | EPT_EXECUTE, EPT_KIND_PRIVATE), E_INVAL);
-    assert_int_equal(ept_map(&ept, gfn(0), hfn(1), EPT_4K, EPT_READ | EPT_WRITE, EPT_KIND_ZERO), E_INVAL);
+    assert_int_equal(ept_map(&ept, gfn(0), hfn(1), EPT_4K, EPT_READ | EPT_WRITE, EPT_KIND_ZERO),
+                     E_INVAL);
     assert_int_equal(ept_map(&ept, gfn(0), hfn(1), EPT_4K, EPT_READ, (enum ept_kind)4), E_INVAL);
     assert_int_equal(ept_map(&ept, gfn(0), hfn(1), EPT_4K, EPT_RWX, EPT_KIND_SHARED), E_INVAL);
     assert_int_equal(ept_map(&ept, gfn(0), hfn(1), EPT_4K, EPT_RWX, EPT_KIND_CANDIDATE), E_INVAL);

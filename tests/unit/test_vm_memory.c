@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// sources: vm/memory.c vm/ballooned.c ept/walk.c ept/map.c ept/large.c ept/destroy.c ept/shootdown.c ept/fault.c
-// sources: kernel/frames.c kernel/frame_buddy.c kernel/frame_cache.c kernel/frame_zero.c
-// sources: kernel/frame_poison.c kernel/frame_share.c kernel/frame_account.c kernel/heap.c kernel/lock.c
-// libs: -Wl,--wrap=frame_alloc
 // A VM's memory over the real EPT, frame allocator and heap of a small machine: first touch, access
 // by Fusor, promotion, large pages, the end; and what happens when any single allocation fails.
+
+// sources: vm/memory.c vm/ballooned.c ept/walk.c ept/map.c ept/large.c ept/destroy.c
+// sources: ept/shootdown.c ept/fault.c kernel/frames.c kernel/frame_buddy.c kernel/frame_cache.c
+// sources: kernel/frame_zero.c kernel/frame_poison.c kernel/frame_share.c kernel/frame_account.c
+// sources: kernel/heap.c kernel/lock.c
+// libs: -Wl,--wrap=frame_alloc
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdlib.h>
