@@ -28,7 +28,7 @@ bench: setup-test
 
 C_FILES   := $(foreach r,boot $(ROOMS) guest-drivers/bare tests/unit tests/unit/fake tests/fuzz,$(wildcard $(r)/*.[ch])) \
 	$(wildcard kernel/x86/arch/*.h tests/unit/fake/arch/*.h)
-SH_FILES  := tools/setup guest-drivers/linux/make-deb tests/run tests/tidy .ci/run $(shell grep -lE '^\#!/bin/(ba)?sh|^\#!/usr/bin/env bash' tools/* tests/model/* 2>/dev/null)
+SH_FILES  := tools/setup guest-drivers/linux/make-deb tests/run tests/system-file tests/tidy .ci/run $(shell grep -lE '^\#!/bin/(ba)?sh|^\#!/usr/bin/env bash' tools/* tests/model/* 2>/dev/null)
 PY_FILES  := $(shell grep -lE '^\#!.*python' tools/* 2>/dev/null) $(wildcard tests/system/*.py)
 TIDY_C    := $(filter-out kernel/x86/%,$(KERNEL_C))
 

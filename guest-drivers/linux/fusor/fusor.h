@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * The Linux driver of Fusor: tells the hypervisor which frames of this guest are likely to be the
- * same in other guests. A hint is advice: a wrong one costs a little time and harms nothing, so
- * nothing here needs to stop the world or to be exact.
+ * The Linux driver of Fusor. It tells the hypervisor which frames of this guest are likely to be the
+ * same in other guests (below), gives it memory (balloon.h) and reports free memory (reporting.c).
  *
- * One kernel thread (scanner.c) makes passes over memory:
+ * A hint is advice: a wrong one costs a little time and harms nothing, so nothing there needs to
+ * stop the world or to be exact. One kernel thread (scanner.c) makes passes over memory:
  *
  *	walk_tables.c	finds the kernel's page tables, which are never hinted
  *	walk_kernel.c	kernel text and read-only data, module text
@@ -29,7 +29,7 @@
 
 /* --- main.c --- */
 
-/* enum fusor_feature bits that both sides know. */
+/* enum fusor_feature bits that both sides know and this driver uses. */
 extern u32 fusor_features;
 /* Most entries of one list, 1..FUSOR_LIST_MAX. */
 extern u32 fusor_list_max;
@@ -48,6 +48,15 @@ void fusor_scanner_kick(void);
 const char *fusor_scanner_phase(void);
 bool fusor_breathe(void);
 bool fusor_wait(unsigned int ms);
+
+/* --- lists.c --- */
+
+unsigned int fusor_call_list(u64 number, u64 *list, unsigned int n, s64 *why);
+
+/* --- reporting.c --- */
+
+int fusor_reporting_start(void);
+void fusor_reporting_stop(void);
 
 /* --- state.c --- */
 
@@ -119,6 +128,11 @@ extern struct fusor_counters fusor_count;
 
 #define fusor_add(counter, n) \
 	WRITE_ONCE(fusor_count.counter, fusor_count.counter + (n))
+
+struct kobject;
+
+/* /sys/kernel/fusor, from fusor_stats_init() on. */
+extern struct kobject *fusor_kobject;
 
 int fusor_stats_init(void);
 void fusor_stats_exit(void);

@@ -3,9 +3,9 @@
  * Finds Fusor and starts the driver's parts.
  *
  * Unloading at any moment is safe and leaves no duty behind: what Fusor has fused stays fused and
- * correct until it is written, and it asks nothing of the guest.
+ * correct until it is written, and the balloon is emptied.
  */
-#include "fusor.h"
+#include "balloon.h"
 
 #include <linux/init.h>
 #include <linux/module.h>
@@ -14,7 +14,10 @@
 #include <asm/cpufeature.h>
 #include <asm/processor.h>
 
-#define FUSOR_FEATURES_USED (FUSOR_FEATURE_HINTS | FUSOR_FEATURE_STATS)
+#define FUSOR_FEATURES_USED                                                                         \
+	(FUSOR_FEATURE_HINTS | FUSOR_FEATURE_STATS | FUSOR_FEATURE_BALLOON | FUSOR_FEATURE_FREE)
+#define FUSOR_FEATURES_WITH_LISTS                                                                  \
+	(FUSOR_FEATURE_HINTS | FUSOR_FEATURE_BALLOON | FUSOR_FEATURE_FREE)
 
 u32 fusor_features __ro_after_init;
 u32 fusor_list_max __ro_after_init;
@@ -46,7 +49,7 @@ static int __init fusor_discover(void)
 	}
 	fusor_features = features & FUSOR_FEATURES_USED;
 	if (!entries)
-		fusor_features &= ~(u32)FUSOR_FEATURE_HINTS;
+		fusor_features &= ~(u32)FUSOR_FEATURES_WITH_LISTS;
 	fusor_list_max = min_t(u32, entries, FUSOR_LIST_MAX);
 	if (!fusor_features) {
 		pr_info("Fusor offers nothing to this guest (features %#x)\n", features);
@@ -69,6 +72,15 @@ static int __init fusor_init(void)
 	err = fusor_stats_init();
 	if (err)
 		goto no_stats;
+	err = fusor_balloon_stats_init();
+	if (err)
+		goto no_balloon_stats;
+	err = fusor_balloon_start();
+	if (err)
+		goto no_balloon;
+	/* A feature that this kernel does not allow us to use. */
+	if (fusor_reporting_start())
+		fusor_features &= ~(u32)FUSOR_FEATURE_FREE;
 	err = fusor_scanner_start();
 	if (err)
 		goto no_scanner;
@@ -76,6 +88,11 @@ static int __init fusor_init(void)
 	return 0;
 
 no_scanner:
+	fusor_reporting_stop();
+	fusor_balloon_stop();
+no_balloon:
+	fusor_balloon_stats_exit();
+no_balloon_stats:
 	fusor_stats_exit();
 no_stats:
 	fusor_sender_exit();
@@ -86,6 +103,9 @@ module_init(fusor_init);
 static void __exit fusor_exit(void)
 {
 	fusor_scanner_stop();
+	fusor_reporting_stop();
+	fusor_balloon_stop();
+	fusor_balloon_stats_exit();
 	fusor_stats_exit();
 	fusor_state_exit();
 	fusor_sender_exit();
@@ -99,6 +119,6 @@ static const struct x86_cpu_id fusor_cpu_ids[] __maybe_unused = {
 };
 MODULE_DEVICE_TABLE(x86cpu, fusor_cpu_ids);
 
-MODULE_DESCRIPTION("Hints for Fusor's page fusion");
+MODULE_DESCRIPTION("Page fusion hints, balloon and free-page reports for guests of Fusor");
 MODULE_LICENSE("GPL");
-MODULE_VERSION("1.0");
+MODULE_VERSION("1.1");

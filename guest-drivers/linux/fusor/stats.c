@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * /sys/kernel/fusor/: what this driver did (scanner/), what Fusor says of this guest (fusor/), and
+ * /sys/kernel/fusor/: what the scanner did (scanner/), what Fusor says of this guest (fusor/), and
  * the file `scan`: a write begins a pass now. Also the report of memory in use to Fusor.
  */
 #include "fusor.h"
@@ -18,7 +18,7 @@
 
 struct fusor_counters fusor_count;
 
-static struct kobject *fusor_kobject;
+struct kobject *fusor_kobject;
 
 /* Hypercall buffers: in the direct map, and none may cross into memory that is not ours. */
 static struct fusor_report *fusor_report_buffer;
@@ -159,6 +159,8 @@ HOST(fused_cache, fused_by_class[FUSOR_CLASS_CACHE]);
 HOST(fused_process, fused_by_class[FUSOR_CLASS_PROCESS]);
 HOST(fused_module, fused_by_class[FUSOR_CLASS_MODULE]);
 HOST(fused_zero, fused_by_class[FUSOR_CLASS_ZERO]);
+HOST(balloon, balloon);
+HOST(balloon_target, balloon_target);
 
 static struct attribute *fusor_host_attributes[] = {
 	&host_hints_received.attr.attr,
@@ -174,6 +176,8 @@ static struct attribute *fusor_host_attributes[] = {
 	&host_fused_process.attr.attr,
 	&host_fused_module.attr.attr,
 	&host_fused_zero.attr.attr,
+	&host_balloon.attr.attr,
+	&host_balloon_target.attr.attr,
 	NULL,
 };
 
