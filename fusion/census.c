@@ -18,7 +18,6 @@
 #include "kernel/sched.h"
 #include "kernel/string.h"
 #include "kernel/time.h"
-#include "vm/layout.h"
 
 #define BATCH       64u // pages between two yields
 #define INTERVAL    10u // seconds
@@ -51,12 +50,6 @@ static uint64_t value_of(uint64_t hash, uint8_t group)
     return value != 0 ? value : 2;
 }
 
-static gfn_t gfn_at(uint64_t page)
-{
-    bool low = page < LAYOUT_HOLE / PAGE_SIZE;
-    return (gfn_t){low ? page : page + (LAYOUT_ABOVE_4G - LAYOUT_HOLE) / PAGE_SIZE};
-}
-
 // --- The VMs that take part ---
 
 static struct fusion_vm *pin(struct census_vm *v)
@@ -84,11 +77,11 @@ static uint64_t enlist(int group)
             census.vm[census.vm_count++] = (struct census_vm){
                 .id = f->vm->id,
                 .first = places,
-                .pages = f->ranges * RANGE_PAGES,
+                .pages = f->vm->ranges * RANGE_PAGES,
                 .slot = f->slot,
                 .group = f->group,
             };
-            places += f->ranges * RANGE_PAGES;
+            places += f->vm->ranges * RANGE_PAGES;
         }
         fusion_unpin(f);
     }
@@ -105,7 +98,7 @@ static void visit_batch(struct fusion_vm *f, struct census_vm *v, uint64_t from,
 {
     const struct page_ops *ops = page_ops_begin();
     for (uint64_t page = from; page < MIN(from + BATCH, v->pages); page++) {
-        struct ept_leaf leaf = ept_lookup(&f->vm->ept, gfn_at(page));
+        struct ept_leaf leaf = ept_lookup(&f->vm->ept, vm_page_gfn(page));
         // Also a frame that has just left the VM is RAM; whatever else stands there is not ours.
         if (leaf.present && leaf.kind != EPT_KIND_NONE && frame_of(leaf.frame) != NULL)
             visit(v, page, &leaf, ops);

@@ -2,9 +2,9 @@
 // The inside of fusion: which VMs take part, in which group, and what the files share.
 //
 // Locks, outermost first: fusion_members_lock (RANK_VM: slots and groups, never on a hot path); gfn
-// locks, one or a pair through ept_lock_pair; one bucket lock of the index. A shootdown is done
-// without a lock, except in a split, which holds its gfn lock (a CPU that leaves the guest takes no
-// lock before it acknowledges).
+// locks, one or a pair through ept_lock_pair; one bucket lock of the index. Intake shoots down
+// without a lock; a split and the clearing of dirty flags do it with their gfn lock held (a CPU
+// that leaves the guest takes no lock before it acknowledges).
 //
 // A shared frame's record: count = gfns that map it, owner = group, gfn = key in the index. It is
 // written before the index names the frame and stays as long as the frame is shared.
@@ -45,8 +45,7 @@ struct fusion_vm {
     _Atomic uint64_t repeated; // entry + 1 that ended the last chunk because its gfn was in it
     _Atomic uint64_t tokens_full_at; // budget.c: when the budget is whole again, TSC
     struct fusion_backoff *backoff;
-    uint8_t *collapse; // per 2 MiB range: service.c's state, 0: nothing to do
-    uint64_t ranges;
+    uint8_t *collapse;           // per 2 MiB range: service.c's state, 0: nothing to do
     gfn_t scan_next, split_next; // service.c's places in the VM
     uint64_t scan_credit;
     struct fusion_counters count;
@@ -72,8 +71,6 @@ void fusion_found(struct fusion_vm *f);
 
 // The group whose name is `name` (config key fusion-group), or -1. For the census.
 int fusion_group_find(const char *name);
-// One more than the highest group number in use.
-unsigned fusion_group_end(void);
 
 static inline void fusion_count(_Atomic uint64_t *counter, uint64_t n)
 {

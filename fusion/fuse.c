@@ -125,17 +125,12 @@ static void turn(struct fusion_vm *f, gfn_t gfn, hfn_t frame, hfn_t to, unsigned
     CHECK(status == 0);
 }
 
-// gfn lock held.
+// Unless somebody has ended it, the page is still our candidate and gets its permission back.
 static void give_back(struct fusion_vm *f, gfn_t gfn, hfn_t frame, uint32_t version)
 {
+    ept_lock_gfn(&f->vm->ept, gfn);
     if (version_of(frame_at(frame)) == version)
         turn(f, gfn, frame, frame, EPT_RWX, EPT_KIND_PRIVATE);
-}
-
-static void give_back_locked(struct fusion_vm *f, gfn_t gfn, hfn_t frame, uint32_t version)
-{
-    ept_lock_gfn(&f->vm->ept, gfn);
-    give_back(f, gfn, frame, version);
     ept_unlock_gfn(&f->vm->ept, gfn);
 }
 
@@ -272,15 +267,15 @@ static void settle(struct fusion_chunk *chunk, struct fusion_item *item, const s
         different |= result == SETTLED_DIFFERENT;
     }
     if (item->other_protected)
-        give_back_locked(&fusion_vms[item->candidate.slot], item->other_gfn, item->candidate.frame,
-                         item->candidate.version);
+        give_back(&fusion_vms[item->candidate.slot], item->other_gfn, item->candidate.frame,
+                  item->candidate.version);
     if (result == SETTLED_FUSED) {
         item->outcome = OUTCOME_FUSED;
         fusion_count(&self->count.fused, 1);
         fusion_count(&self->count.fused_by_class[item->class], 1);
         return;
     }
-    give_back_locked(self, item->gfn, item->frame, item->version);
+    give_back(self, item->gfn, item->frame, item->version);
     item->outcome = OUTCOME_REJECTED;
     fusion_rejected(self, different ? FUSION_REJECT_MISMATCH : FUSION_REJECT_BUSY);
     if (different)

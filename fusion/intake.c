@@ -80,8 +80,8 @@ static uint32_t version_of(const struct fusion_item *item)
     return (uint32_t)__atomic_load_n(&frame_at(item->frame)->version, __ATOMIC_ACQUIRE);
 }
 
-// A valid hint becomes an item, with the frame that is behind it now.
-static void examine(struct fusion_vm *f, struct fusion_item *item, uint64_t now)
+// A valid hint becomes an item, with the frame that is behind it now. False: rejected.
+static bool examine(struct fusion_vm *f, struct fusion_item *item, uint64_t now)
 {
     struct ept_leaf leaf = ept_lookup(&f->vm->ept, item->gfn);
     int why = -1;
@@ -95,13 +95,15 @@ static void examine(struct fusion_vm *f, struct fusion_item *item, uint64_t now)
         why = FUSION_REJECT_PINNED;
     else if (backoff_ignores(f->backoff, item->gfn, now))
         why = FUSION_REJECT_BACKOFF;
-    item->frame = leaf.frame;
-    item->version = version_of(item);
-    item->outcome = OUTCOME_NONE;
     if (why >= 0) {
         item->outcome = OUTCOME_REJECTED;
         fusion_rejected(f, (enum fusion_reject)why);
+        return false;
     }
+    item->frame = leaf.frame;
+    item->version = version_of(item);
+    item->outcome = OUTCOME_NONE;
+    return true;
 }
 
 // The page at gfn has another content than the index remembers: what it remembers becomes stale.
@@ -190,10 +192,12 @@ static void work(struct fusion_chunk *chunk)
 {
     struct fusion_vm *f = chunk->self;
     uint64_t now = time_tsc();
-    bool matched = false;
+    bool good = false, matched = false;
     fusion_count(&f->count.received, chunk->count);
     for (unsigned i = 0; i < chunk->count; i++)
-        examine(f, &chunk->item[i], now);
+        good |= examine(f, &chunk->item[i], now);
+    if (!good) // no page to read: the guest's vector state can stay where it is
+        return;
     const struct page_ops *ops = page_ops_begin();
     for (unsigned i = 0; i < chunk->count; i++) {
         struct fusion_item *item = &chunk->item[i];

@@ -82,16 +82,6 @@ int fusion_group_find(const char *name)
     return name[0] == '\0' ? -1 : found;
 }
 
-unsigned fusion_group_end(void)
-{
-    unsigned end = INDEX_SLOTS;
-    spin_lock(&members_lock);
-    while (end > 0 && groups[end - 1].members == 0)
-        end--;
-    spin_unlock(&members_lock);
-    return end;
-}
-
 // members_lock held. There are as many groups as slots, so one is free.
 static uint8_t join_group(const char *name)
 {
@@ -168,7 +158,6 @@ static int memory_create(struct vm *vm)
     spin_unlock(&members_lock);
     f->backoff = fresh.backoff;
     f->collapse = fresh.collapse;
-    f->ranges = vm->ranges;
     f->scan_next = f->split_next = (gfn_t){0};
     f->scan_credit = 0;
     f->tokens_full_at = 0;

@@ -28,27 +28,10 @@ static uint8_t state_of(enum phase phase, unsigned tries)
     return (uint8_t)((unsigned)phase | tries << PHASE_BITS);
 }
 
-static uint64_t range_number(gfn_t gfn)
-{
-    uint64_t n = gfn.raw / RANGE_PAGES;
-    if (gfn_to_gpa(gfn).raw >= LAYOUT_ABOVE_4G)
-        n -= (LAYOUT_ABOVE_4G - LAYOUT_HOLE) / (RANGE_PAGES * PAGE_SIZE);
-    return n;
-}
-
-static gfn_t range_start(uint64_t number)
-{
-    uint64_t n = number * RANGE_PAGES;
-    if (n >= LAYOUT_HOLE / PAGE_SIZE)
-        n += (LAYOUT_ABOVE_4G - LAYOUT_HOLE) / PAGE_SIZE;
-    return (gfn_t){n};
-}
-
 void service_note_range(struct fusion_vm *f, gfn_t gfn)
 {
-    uint64_t n = range_number(gfn);
-    if (n < f->ranges)
-        __atomic_store_n(&f->collapse[n], state_of(PHASE_LOOK, 0), __ATOMIC_RELAXED);
+    __atomic_store_n(&f->collapse[vm_range_of(f->vm, gfn)], state_of(PHASE_LOOK, 0),
+                     __ATOMIC_RELAXED);
 }
 
 void service_wake(void)
@@ -153,7 +136,7 @@ static void clear_dirty(struct vm *vm, gfn_t first)
 static void check_range(struct fusion_vm *f, uint64_t n)
 {
     struct vm *vm = f->vm;
-    gfn_t first = range_start(n);
+    gfn_t first = vm_page_gfn(n * RANGE_PAGES);
     uint8_t state = __atomic_load_n(&f->collapse[n], __ATOMIC_RELAXED);
     unsigned tries = state >> PHASE_BITS;
     uint8_t next = PHASE_NONE;
@@ -186,7 +169,7 @@ static void check_range(struct fusion_vm *f, uint64_t n)
 static void collapse_some(struct fusion_vm *f)
 {
     unsigned checked = 0;
-    for (uint64_t n = 0; n < f->ranges && checked < RANGES_AT_ONCE && f->active; n++) {
+    for (uint64_t n = 0; n < f->vm->ranges && checked < RANGES_AT_ONCE && f->active; n++) {
         if (__atomic_load_n(&f->collapse[n], __ATOMIC_RELAXED) == PHASE_NONE)
             continue;
         uint64_t began = time_tsc();

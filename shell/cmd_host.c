@@ -4,6 +4,8 @@
 
 #include "ept/ept.h"
 #include "fusion/fusion.h"
+#include "hypercall/fusor_abi.h"
+#include "hypercall/hypercall.h"
 #include "kernel/error.h"
 #include "kernel/sched.h"
 #include "kernel/files.h"
@@ -52,6 +54,10 @@ static void host_engine(struct command_context *c)
     command_print(c, "large-executable-pages: %s\n",
                   e->large_executable_safe ? "safe" : "split on fetch");
     command_print(c, "fusion-engine: %s\n", fusion_engine());
+    uint64_t refused = 0;
+    for (unsigned code = 1; code <= FUSOR_ENOSYS; code++)
+        refused += hypercall_refused(code);
+    command_print(c, "hypercalls-refused: %llu\n", (unsigned long long)refused);
 }
 
 static void host_files(struct command_context *c)

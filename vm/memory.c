@@ -52,9 +52,7 @@ enum vm_area vm_area_of(const struct vm *vm, gfn_t gfn)
 
 uint64_t vm_range_of(const struct vm *vm, gfn_t gfn)
 {
-    uint64_t range = gfn.raw / RANGE_PAGES;
-    if (gfn_to_gpa(gfn).raw >= LAYOUT_ABOVE_4G)
-        range -= (LAYOUT_ABOVE_4G - LAYOUT_HOLE) / (RANGE_PAGES * PAGE_SIZE);
+    uint64_t range = vm_gfn_page(gfn) / RANGE_PAGES;
     CHECK(range < vm->ranges);
     return range;
 }

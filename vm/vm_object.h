@@ -18,6 +18,7 @@
 #include "kernel/lock.h"
 #include "vm/bus.h"
 #include "vm/clock.h"
+#include "vm/layout.h"
 #include "vm/vm.h"
 #include "vmx/cpuid.h"
 #include "vmx/vcpu.h"
@@ -153,6 +154,20 @@ void vm_set_memory_ops(const struct vm_memory_ops *ops); // once, at init
 // vm/memory.c
 enum vm_area { VM_AREA_NONE, VM_AREA_RAM, VM_AREA_ROM };
 enum vm_area vm_area_of(const struct vm *vm, gfn_t gfn);
+// The n-th page of memory, which has the hole below 4 GiB in it, and back. The first pages and the
+// last range need not be RAM (vm_area_of).
+static inline gfn_t vm_page_gfn(uint64_t n)
+{
+    uint64_t hole = (LAYOUT_ABOVE_4G - LAYOUT_HOLE) / PAGE_SIZE;
+    return (gfn_t){n < LAYOUT_HOLE / PAGE_SIZE ? n : n + hole};
+}
+
+static inline uint64_t vm_gfn_page(gfn_t gfn)
+{
+    uint64_t hole = (LAYOUT_ABOVE_4G - LAYOUT_HOLE) / PAGE_SIZE;
+    return gfn.raw < LAYOUT_ABOVE_4G / PAGE_SIZE ? gfn.raw : gfn.raw - hole;
+}
+
 // The number of gfn's 2 MiB range, below vm->ranges. gfn is RAM.
 uint64_t vm_range_of(const struct vm *vm, gfn_t gfn);
 // gfn lock held: `pages` pages of gfn's range were taken from the guest.

@@ -62,6 +62,7 @@ def test_hypercalls(machine):
     for why in ("range", "reserved", "duplicate"):
         assert metrics["calls", "Fusion/Hints/Rejected/" + why] > 0, why
     assert metrics["calls", "Guest/RAM/Usage/Shared"] == 0
+    assert int(dict(x.split(": ", 1) for x in machine.command("host"))["hypercalls-refused"]) > 20
     # The guest's report, in kB; the bad ones behind it changed nothing.
     for metric, pages in (("Total", 4096), ("Free", 1000), ("Available", 3000), ("Cache", 500)):
         assert metrics["calls", "Guest/RAM/Usage/" + metric] == 4 * pages

@@ -196,3 +196,25 @@ def test_serial_socket_keeps_output_and_takes_reconnects(qemu, image, tmp_path):
         assert process.wait(20) == 3
     assert text.count(b"fusor: boot stage") == 1 and text.count(b"fusor: refused:") == 1
     assert not os.path.exists(path)
+
+
+def test_driver_package(tmp_path):
+    """The DKMS package holds all that a build of the driver needs, and is the same each time."""
+    make_deb = os.path.join(ROOT, "guest-drivers", "linux", "make-deb")
+    sums = []
+    for name in ("a", "b"):
+        done = run(make_deb, str(tmp_path / name))
+        assert done.returncode == 0, done.stderr
+        package, = (tmp_path / name).glob("fusor-dkms_*_all.deb")
+        sums.append(hashlib.sha256(package.read_bytes()).hexdigest())
+    assert sums[0] == sums[1]
+    assert run("dpkg-deb", "-x", str(package), str(tmp_path / "root")).returncode == 0
+    source, = (tmp_path / "root" / "usr" / "src").glob("fusor-*")
+    have = {x.name for x in source.iterdir()}
+    wanted = {x for x in os.listdir(os.path.join(ROOT, "guest-drivers", "linux", "fusor"))
+              if x.endswith((".c", ".h")) or x == "Kbuild"}
+    assert have == wanted | {"dkms.conf", "fusor_abi.h"}
+    objects = (source / "Kbuild").read_text()
+    assert all(x[:-2] + ".o" in objects for x in have if x.endswith(".c"))
+    version = source.name.split("-", 1)[1]
+    assert f'PACKAGE_VERSION="{version}"' in (source / "dkms.conf").read_text()

@@ -157,8 +157,8 @@ static void create(unsigned slot, uint64_t id, uint8_t group, uint64_t ranges)
     vm->id = id;
     vm->ranges = ranges;
     assert_int_equal(ept_init(&vm->ept, id), 0);
-    fusion_vms[slot] = (struct fusion_vm){
-        .vm = vm, .slot = (uint8_t)slot, .group = group, .active = true, .ranges = ranges};
+    fusion_vms[slot] =
+        (struct fusion_vm){.vm = vm, .slot = (uint8_t)slot, .group = group, .active = true};
 }
 
 static void release_page(void *context, gfn_t gfn, struct ept_leaf leaf)

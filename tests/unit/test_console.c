@@ -357,6 +357,7 @@ static void test_host(void **state)
                                         "memory-free: ",
                                         "ept: 4k 2m 1g",
                                         "fusion-engine: general\r",
+                                        "hypercalls-refused: 7\r",
                                         "writable-executable-mappings: 0",
                                         "serial-lost-bytes: 0",
                                         "files: 3",

@@ -508,6 +508,11 @@ const char *fusion_engine(void)
     return "general";
 }
 
+uint64_t hypercall_refused(unsigned code)
+{
+    return code == 22 ? 3 : code == 1 ? 4 : 0;
+}
+
 int fusion_census(const char *group, struct fusion_census *out)
 {
     snprintf(census_group, sizeof(census_group), "%s", group != NULL ? group : "(all)");
