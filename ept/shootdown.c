@@ -24,6 +24,7 @@
 #include "kernel/irq.h"
 #include "kernel/panic.h"
 #include "kernel/time.h"
+#include "kernel/trace.h"
 #include <arch/ept.h>
 
 #define KICK_AGAIN_TICKS UINT64_C(100000)
@@ -82,9 +83,13 @@ void ept_shootdown(struct ept *ept)
             waiting |= UINT64_C(1) << cpu;
         }
     }
-    uint64_t kicked_at = waiting != 0 ? time_tsc() : 0;
+    if (waiting == 0)
+        return;
+    uint64_t kicked_at = time_tsc();
+    uint64_t kicked = waiting;
     for (uint32_t cpu = 0; waiting != 0; cpu++, waiting >>= 1) {
         if ((waiting & 1) != 0)
             wait_for(ept, cpu, epoch, kicked_at);
     }
+    trace(TRACE_KICK, "ept", NULL, epoch, kicked, time_tsc() - kicked_at);
 }

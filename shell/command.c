@@ -18,7 +18,8 @@
 // Only the console fiber runs commands; its stack is small.
 static char print_buffer[PRINT_MAX];
 
-static const struct command *const tables[] = {host_commands, vm_commands, fusion_commands};
+static const struct command *const tables[] = {host_commands, vm_commands, fusion_commands,
+                                               trace_commands};
 
 static int help(struct command_context *c, int argc, char **argv);
 static const struct command help_command = {

@@ -38,3 +38,4 @@ void command_run(char *line);
 extern const struct command host_commands[];
 extern const struct command vm_commands[];
 extern const struct command fusion_commands[];
+extern const struct command trace_commands[];

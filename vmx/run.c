@@ -12,6 +12,7 @@
 #include "kernel/log.h"
 #include "kernel/percpu.h"
 #include "kernel/time.h"
+#include "kernel/trace.h"
 #include "vmx/capability.h"
 #include "vmx/events.h"
 #include "vmx/exits.h"
@@ -54,6 +55,44 @@ static inline bool enter(struct vcpu *v, struct cpu *cpu, struct ept_cpu *e)
     return true;
 }
 
+// Exit reasons below this have a handler that is called at once: all of them, or none while the
+// trace is on. So tracing costs nothing while it is off. Not _Atomic, for which GCC loads it into a
+// register first; a word is read whole anyway, and every exit handler makes the compiler read anew.
+static uint32_t direct_exits = EXIT_REASONS;
+
+void vmx_trace_exits(bool on)
+{
+    direct_exits = on ? 0 : EXIT_REASONS;
+}
+
+// What an exit says of itself beyond its reason.
+static uint64_t exit_info(const struct vcpu *v, unsigned reason)
+{
+    switch (reason) {
+    case EXIT_EXCEPTION_OR_NMI:
+    case EXIT_EXTERNAL_INTERRUPT:
+        return vmcs_read32(VMCS_EXIT_INTERRUPTION_INFO);
+    case EXIT_CPUID:
+    case EXIT_VMCALL:
+        return v->gpr[REG_RAX];
+    case EXIT_RDMSR:
+    case EXIT_WRMSR:
+        return v->gpr[REG_RCX];
+    default:
+        return vmcs_read(VMCS_EXIT_QUALIFICATION);
+    }
+}
+
+// The way of every exit while the trace is on. False: nobody expects this reason.
+static __attribute__((noinline)) bool trace_exit(const struct vcpu *v, unsigned reason)
+{
+    const char *name = vmx_exit_name(reason);
+    bool has_address = reason == EXIT_EPT_VIOLATION || reason == EXIT_EPT_MISCONFIGURATION;
+    trace(TRACE_EXIT, v->name, name != NULL ? name : "unknown", vmcs_read(VMCS_GUEST_RIP),
+          exit_info(v, reason), has_address ? vmcs_read(VMCS_GUEST_PHYSICAL_ADDRESS) : 0);
+    return reason < EXIT_REASONS;
+}
+
 // What the exit says; the handler of its reason.
 static inline enum vcpu_result leave(struct vcpu *v)
 {
@@ -62,7 +101,7 @@ static inline enum vcpu_result leave(struct vcpu *v)
     if (__builtin_expect((vectoring & INFO_VALID) != 0 && (reason & ENTRY_FAILURE) == 0, 0))
         vcpu_save_interrupted_event(v, vectoring);
     unsigned index = reason & 0xffffu;
-    if (__builtin_expect(index >= EXIT_REASONS, 0))
+    if (__builtin_expect(index >= direct_exits, 0) && !trace_exit(v, index))
         return vcpu_exit_unknown(v);
     // Only this CPU writes the count; readers see whole values.
     uint64_t count = atomic_load_explicit(&v->exits[index], memory_order_relaxed);
@@ -141,6 +180,17 @@ static enum sched_next run_loop(struct vcpu *v, uint64_t until)
     }
 }
 
+static const char *leave_reason(const struct vcpu *v, enum sched_next next)
+{
+    if (v->stop != 0)
+        return "stopped";
+    if (v->waiting_memory)
+        return "waits-for-memory";
+    if (next == SCHED_AGAIN)
+        return "slice-over";
+    return v->parked ? "waits-for-startup" : "halted";
+}
+
 enum sched_next vcpu_run(struct sched_entity *e, uint64_t until)
 {
     struct vcpu *v = container_of(e, struct vcpu, entity);
@@ -158,7 +208,9 @@ enum sched_next vcpu_run(struct sched_entity *e, uint64_t until)
         log_info("%s: first instruction %lu ticks after EFI entry", e->name,
                  time_tsc() - boot_info_get()->entry_tsc);
     }
+    trace(TRACE_RUN, v->name, NULL, until, 0, 0);
     enum sched_next next = run_loop(v, until);
+    trace(TRACE_LEAVE, v->name, leave_reason(v, next), 0, 0, 0);
     // An event in the VMCS that no entry consumed yet must survive the unload: it does, the VMCS
     // keeps it.
     vcpu_unload(v);

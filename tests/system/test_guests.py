@@ -142,6 +142,23 @@ def test_console_noise(machine):
     assert facts["serial-lost-bytes"] == "0"
 
 
+def test_trace(machine):
+    """What a guest did last can be read, in order of time, and nothing more once it is off."""
+    machine.ok("trace on")
+    machine.bare("bench")
+    machine.ok("trace off")
+    lines = machine.command("trace show 300")
+    assert len(lines) == 300, len(lines)
+    records = [re.fullmatch(r"(\d+) cpu0 (\S+) (exit|run|leave) ?(.*)", x) for x in lines]
+    assert all(records), [x for x, r in zip(lines, records) if not r][:3]
+    times = [int(r[1]) for r in records]
+    assert times == sorted(times)
+    assert {"exit", "leave", "run"} <= {r[3] for r in records}
+    assert any(re.match(r"\w+ rip=0x[0-9a-f]+ info=", r[4]) for r in records if r[3] == "exit")
+    assert machine.command("trace show 300") == lines
+    machine.error("trace show 0")
+
+
 def test_metrics_formats(machine):
     machine.metrics()
     import json

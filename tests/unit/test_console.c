@@ -2,7 +2,7 @@
 // The console as the operator meets it on the serial line: bytes in, bytes out.
 // sources: shell/config_host_keys.c shell/config_value.c
 // sources: shell/console.c shell/terminal.c shell/line_editor.c shell/arguments.c shell/command.c
-// sources: shell/cmd_fusion.c shell/vm_show.c
+// sources: shell/cmd_fusion.c shell/cmd_trace.c shell/vm_show.c kernel/trace.c
 // sources: shell/cmd_host.c shell/cmd_vm.c shell/attach.c shell/events.c shell/facts.c
 // sources: shell/autostart.c shell/metrics.c shell/metrics_print.c shell/config.c
 // sources: shell/config_keys.c boot/config_lex.c kernel/format.c kernel/error.c kernel/lock.c
@@ -320,7 +320,9 @@ static void test_help(void **state)
                                            "vm console NAME",
                                            "exits NAME",
                                            "vm fusion NAME on|off",
-                                           "fusion census [GROUP]"};
+                                           "fusion census [GROUP]",
+                                           "trace on",
+                                           "trace show [COUNT]"};
     for (size_t i = 0; i < ARRAY_SIZE(commands); i++) {
         char line[64];
         snprintf(line, sizeof(line), "\r\n%s ", commands[i]);
@@ -333,12 +335,44 @@ static void test_help(void **state)
         lines++;
     for (const struct command *c = fusion_commands; c->name != NULL; c++)
         lines++;
+    for (const struct command *c = trace_commands; c->name != NULL; c++)
+        lines++;
     assert_int_equal(occurrences(got, "\r\n"), lines + 1);
     assert_non_null(strstr(type("help vm start\r"), "\r\nvm start NAME "));
     assert_int_equal(occurrences(type("help vm\r"), "\r\nvm "), 14);
     assert_int_equal(occurrences(type("help fusion\r"), "\r\nfusion "), 1);
     expect_error("help nonsense", "unknown command \"nonsense\", `help` lists the commands");
     expect_error("help host x", "usage: help [COMMAND]");
+}
+
+static void test_trace(void **state)
+{
+    (void)state;
+    expect("trace show", "nothing was recorded, `trace on` begins\r\n");
+    expect("trace on", "ok\r\n");
+    assert_true(exits_traced);
+    trace(TRACE_EXIT, "alpha/1", "HLT", 0x1000, 2, 3);
+    trace(TRACE_LEAVE, "alpha/1", "halted", 0, 0, 0);
+    const char *got = type("trace show\r");
+    assert_non_null(strstr(got, " cpu0 alpha/1 exit HLT rip=0x1000 info=0x2 address=0x3\r\n"));
+    assert_non_null(strstr(got, " cpu0 alpha/1 leave halted\r\n"));
+    got = type("trace show 1\r");
+    assert_null(strstr(got, "exit"));
+    assert_non_null(strstr(got, "leave"));
+    expect("trace off", "ok\r\n");
+    assert_false(exits_traced);
+    trace(TRACE_LEAVE, "late", NULL, 0, 0, 0);
+    got = type("trace show\r");
+    assert_null(strstr(got, "late")); // nothing is recorded any more
+    assert_non_null(strstr(got, "leave"));
+    static const char *const bad[] = {"0", "x", "3x", "32769", "99999999999999999999"};
+    for (size_t i = 0; i < ARRAY_SIZE(bad); i++) {
+        char line[64], expected[80];
+        snprintf(line, sizeof(line), "trace show %s", bad[i]);
+        snprintf(expected, sizeof(expected), "bad number \"%s\", expected 1 to 32768 records",
+                 bad[i]);
+        expect_error(line, expected);
+    }
 }
 
 static void test_host(void **state)
@@ -839,6 +873,7 @@ int main(void)
         cmocka_unit_test(test_globs),
         cmocka_unit_test(test_unknown_commands),
         cmocka_unit_test(test_help),
+        cmocka_unit_test(test_trace),
         cmocka_unit_test(test_host),
         cmocka_unit_test(test_vm_commands),
         cmocka_unit_test(test_vm_errors),

@@ -12,6 +12,7 @@
 #include "kernel/panic.h"
 #include "kernel/percpu.h"
 #include "kernel/time.h"
+#include "kernel/trace.h"
 
 uint8_t *fake_ram;
 uint64_t fake_ram_size;
@@ -69,4 +70,17 @@ __attribute__((weak)) void log_write(enum log_level level, const char *format, .
 {
     (void)level;
     (void)format;
+}
+
+__attribute__((weak)) _Atomic bool trace_enabled;
+
+__attribute__((weak)) void trace_record(enum trace_event event, const char *who, const char *what,
+                                        uint64_t a, uint64_t b, uint64_t c)
+{
+    (void)event;
+    (void)who;
+    (void)what;
+    (void)a;
+    (void)b;
+    (void)c;
 }

@@ -24,10 +24,12 @@
 #include "kernel/sched.h"
 #include "kernel/serial.h"
 #include "kernel/time.h"
+#include "kernel/trace.h"
 #include "shell/console.h"
 #include "shell/console_internal.h"
 #include "shell/terminal.h"
 #include "vm/vm.h"
+#include "vmx/run.h"
 
 // --- serial line ---
 
@@ -177,6 +179,13 @@ void paging_audit(struct paging_audit *out)
 }
 
 struct ept_features ept_features = {.page_2m = true, .page_1g = true, .invept_all = true};
+
+static bool exits_traced;
+
+void vmx_trace_exits(bool on)
+{
+    exits_traced = on;
+}
 
 void *heap_alloc(size_t size)
 {
