@@ -2,7 +2,7 @@
 // The output of `metrics` in its three forms: shape, identities, filters.
 // sources: shell/config_host_keys.c shell/config_value.c
 // sources: shell/console.c shell/terminal.c shell/line_editor.c shell/arguments.c shell/command.c
-// sources: shell/cmd_fusion.c shell/vm_show.c
+// sources: shell/cmd_fusion.c shell/cmd_trace.c kernel/trace.c shell/vm_show.c
 // sources: shell/cmd_host.c shell/cmd_vm.c shell/attach.c shell/events.c shell/facts.c
 // sources: shell/autostart.c shell/metrics.c shell/metrics_print.c shell/config.c
 // sources: shell/config_keys.c boot/config_lex.c kernel/format.c kernel/error.c kernel/lock.c
