@@ -80,6 +80,16 @@ static uint32_t version_of(const struct fusion_item *item)
     return (uint32_t)__atomic_load_n(&frame_at(item->frame)->version, __ATOMIC_ACQUIRE);
 }
 
+// The leaf was read without a lock, so its frame may belong to another VM by now, or to nobody.
+// After the version was read: if the frame was this VM's then and the version is still the same
+// when the page has been hashed, no other VM's content was read.
+static bool is_own(const struct fusion_vm *f, hfn_t frame)
+{
+    const struct frame *r = frame_at(frame);
+    return __atomic_load_n(&r->state, __ATOMIC_RELAXED) == FRAME_PRIVATE &&
+           __atomic_load_n(&r->owner, __ATOMIC_RELAXED) == f->vm->id;
+}
+
 // A valid hint becomes an item, with the frame that is behind it now. False: rejected.
 static bool examine(struct fusion_vm *f, struct fusion_item *item, uint64_t now)
 {
@@ -95,13 +105,17 @@ static bool examine(struct fusion_vm *f, struct fusion_item *item, uint64_t now)
         why = FUSION_REJECT_PINNED;
     else if (backoff_ignores(f->backoff, item->gfn, now))
         why = FUSION_REJECT_BACKOFF;
+    else {
+        item->frame = leaf.frame;
+        item->version = version_of(item);
+        if (!is_own(f, leaf.frame))
+            why = FUSION_REJECT_BUSY;
+    }
     if (why >= 0) {
         item->outcome = OUTCOME_REJECTED;
         fusion_rejected(f, (enum fusion_reject)why);
         return false;
     }
-    item->frame = leaf.frame;
-    item->version = version_of(item);
     item->outcome = OUTCOME_NONE;
     return true;
 }

@@ -367,6 +367,36 @@ static void test_frame_taken_by_the_heap(void **state)
     world_finish();
 }
 
+// Between the look at the leaf and the read of the version the page was freed by a sibling vCPU and
+// given to another VM: nobody learns from the index what is in it.
+static void test_frame_of_another_vm(void **state)
+{
+    (void)state;
+    world_start(0);
+    world_vms(2);
+    fill(1, 0, P, 42);
+    fill(1, 1, P, 42);
+    hint(1, P);
+    uint64_t entry = P;
+    struct frame *r = frame_of(leaf_of(0, P).frame);
+    r->owner = world.vm[1].id;
+    struct before b = note(0);
+    assert_int_equal(fusion_hint(&world.vm[0], &entry, 1), 1);
+    check_refused(0, &b, FUSION_REJECT_BUSY);
+    r->owner = world.vm[0].id;
+    uint8_t was = r->state;
+    r->state = FRAME_FREE; // or nobody has it, and the owner's bits mean something else
+    b = note(0);
+    assert_int_equal(fusion_hint(&world.vm[0], &entry, 1), 1);
+    check_refused(0, &b, FUSION_REJECT_BUSY);
+    r->state = was;
+    assert_false(is_shared(0, P));
+    assert_int_equal(hint(0, P), 1);
+    assert_true(is_shared(0, P));
+    world_check_contents();
+    world_finish();
+}
+
 static void test_statistics(void **state)
 {
     (void)state;
@@ -414,6 +444,7 @@ int main(void)
         cmocka_unit_test(test_hint_without_memory),
         cmocka_unit_test(test_hint_when_the_machine_is_full),
         cmocka_unit_test(test_frame_taken_by_the_heap),
+        cmocka_unit_test(test_frame_of_another_vm),
         cmocka_unit_test(test_statistics),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
