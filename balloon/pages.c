@@ -181,22 +181,43 @@ static void finish(struct batch *b)
         ;
 }
 
-// The first `count` entries were taken: marks them. Returns how many before the first that stands
-// twice.
-static unsigned mark(struct vm *vm, const uint64_t *entries, unsigned count)
+// The entries were taken: marks them. One that another vCPU has given at the same time, or that the
+// guest has touched again, is done all the same.
+static void mark(struct vm *vm, const uint64_t *entries, unsigned count)
 {
     for (unsigned i = 0; i < count; i++) {
         gfn_t gfn = entry_gfn(entries[i]);
-        unsigned pages = entry_pages(entries[i]);
         ept_lock_gfn(&vm->ept, gfn);
-        bool twice = ballooned_count(vm, gfn, pages) != 0;
-        if (!twice)
-            ballooned_put(vm, gfn, pages);
+        ballooned_put(vm, gfn, entry_pages(entries[i]));
         ept_unlock_gfn(&vm->ept, gfn);
-        if (twice)
-            return i;
     }
-    return count;
+}
+
+// Finds what stands twice in a list, which `mark` would find too late. A bit per gfn modulo 1024
+// answers for pages, until there is a range.
+struct seen {
+    uint64_t bits[16];
+    bool ranges;
+};
+
+static bool overlaps(uint64_t a, uint64_t b)
+{
+    uint64_t x = entry_gfn(a).raw, y = entry_gfn(b).raw;
+    return x < y + entry_pages(b) && y < x + entry_pages(a);
+}
+
+static bool seen_before(struct seen *s, const uint64_t *entries, unsigned n)
+{
+    uint64_t gfn = entry_gfn(entries[n]).raw;
+    uint64_t *word = &s->bits[gfn >> 6 & 15];
+    uint64_t bit = UINT64_C(1) << (gfn & 63);
+    s->ranges |= entry_pages(entries[n]) != 1;
+    bool hit = s->ranges || (*word & bit) != 0;
+    *word |= bit;
+    for (unsigned i = 0; hit && i < n; i++)
+        if (overlaps(entries[i], entries[n]))
+            return true;
+    return false;
 }
 
 static int64_t error_code(int status)
@@ -217,6 +238,7 @@ static int64_t error_code(int status)
 static int64_t give(struct vm *vm, const uint64_t *entries, unsigned count, bool for_balloon)
 {
     struct batch b; // filled as far as `count` says
+    struct seen seen = {0};
     unsigned done = 0;
     int64_t error = 0;
     int status = 0;
@@ -224,6 +246,8 @@ static int64_t give(struct vm *vm, const uint64_t *entries, unsigned count, bool
     b.count = 0;
     while (done < MIN(count, BALLOON_CHUNK) && error == 0 && status == 0) {
         error = -(int64_t)check_entry(vm, entries[done]);
+        if (error == 0 && for_balloon && seen_before(&seen, entries, done))
+            error = -FUSOR_EEXIST;
         if (error == 0) {
             status = take(&b, entries[done], for_balloon);
             error = error_code(status);
@@ -232,7 +256,7 @@ static int64_t give(struct vm *vm, const uint64_t *entries, unsigned count, bool
     }
     finish(&b);
     if (for_balloon)
-        done = mark(vm, entries, done);
+        mark(vm, entries, done);
     return done > 0 ? (int64_t)done : error;
 }
 
@@ -250,8 +274,11 @@ static int give_back(struct vm *vm, uint64_t entry, uint64_t *budget)
         status = E_NOMEM;
     else if (there != 0)
         status = 0;
-    if (status == 0)
-        *budget -= ballooned_take(vm, gfn, pages);
+    if (status == 0) {
+        unsigned n = ballooned_take(vm, gfn, pages);
+        *budget -= n;
+        vm_hold_less(vm, n);
+    }
     ept_unlock_gfn(&vm->ept, gfn);
     return status;
 }

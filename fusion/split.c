@@ -115,7 +115,7 @@ static bool replace(struct fusion_vm *f, gfn_t gfn, hfn_t shared, hfn_t fresh, b
     // The others may have left meanwhile.
     if (!frame_share_split(shared, fresh, &vm->account)) {
         bool free = drop(vm, shared);
-        frame_adopt(fresh, &vm->account);
+        frame_adopt(fresh, 0, &vm->account);
         if (free)
             frame_free(shared, 0, NULL);
     }

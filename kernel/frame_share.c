@@ -158,14 +158,29 @@ void frame_share_end(hfn_t shared, struct frame_account *account)
     end_sharing(shared, FRAME_FUSOR, account, 0);
 }
 
-void frame_adopt(hfn_t n, struct frame_account *account)
+void frame_adopt(hfn_t first, unsigned order, struct frame_account *account)
 {
-    struct frame *f = record_in(n, FRAME_FUSOR);
+    int64_t count = INT64_C(1) << order;
+    for (int64_t i = 0; i < count; i++)
+        set_state(record_in(hfn(first.raw + (uint64_t)i), FRAME_FUSOR), FRAME_PRIVATE);
     struct frame_cpu *c = frame_this_cpu();
     uint32_t begun = frame_section_begin(c);
-    set_state(f, FRAME_PRIVATE);
-    frame_section_add(c, FRAME_FUSOR, -1);
-    frame_section_add(c, FRAME_PRIVATE, 1);
-    add(&account->private_frames, 1);
+    frame_section_add(c, FRAME_FUSOR, -count);
+    frame_section_add(c, FRAME_PRIVATE, count);
+    add(&account->private_frames, count);
+    frame_section_end(c, begun);
+}
+
+void frame_disown(hfn_t n, struct frame_account *account)
+{
+    struct frame *f = record_in(n, FRAME_PRIVATE);
+    CHECK(f->count == 0);
+    end_version(f);
+    struct frame_cpu *c = frame_this_cpu();
+    uint32_t begun = frame_section_begin(c);
+    set_state(f, FRAME_FUSOR);
+    frame_section_add(c, FRAME_PRIVATE, -1);
+    frame_section_add(c, FRAME_FUSOR, 1);
+    add(&account->private_frames, -1);
     frame_section_end(c, begun);
 }

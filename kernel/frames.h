@@ -113,8 +113,10 @@ bool frame_share_leave(hfn_t shared, struct frame_account *account);
 void frame_share_take_last(hfn_t shared, struct frame_account *account);
 // The last sharer's gfn was unmapped: the frame becomes Fusor's. Count 1, bucket lock held.
 void frame_share_end(hfn_t shared, struct frame_account *account);
-// A frame in state FRAME_FUSOR becomes private of `account`.
-void frame_adopt(hfn_t f, struct frame_account *account);
+// A block in state FRAME_FUSOR becomes private of `account`.
+void frame_adopt(hfn_t first, unsigned order, struct frame_account *account);
+// The reverse for one frame: its gfn is about to map another one. Ends its version.
+void frame_disown(hfn_t f, struct frame_account *account);
 // Ends the version of a private frame: whoever noted it will see that. Lock-free.
 void frame_end_version(hfn_t f);
 

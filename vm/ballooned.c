@@ -138,9 +138,7 @@ unsigned ballooned_take(struct vm *vm, gfn_t gfn, unsigned pages)
 
 void ballooned_return(struct vm *vm, gfn_t gfn)
 {
-    ept_lock_gfn(&vm->ept, gfn);
     vm->balloon_returned += ballooned_take(vm, gfn, 1);
-    ept_unlock_gfn(&vm->ept, gfn);
 }
 
 enum ept_fault_result ballooned_read(struct vm *vm, gfn_t gfn)
@@ -155,16 +153,12 @@ enum ept_fault_result ballooned_read(struct vm *vm, gfn_t gfn)
     return EPT_FAULT_RETRY;
 }
 
-int ballooned_reserve(struct vm *vm, hfn_t *frame)
+bool ballooned_credit(struct vm *vm)
 {
     if (vm->balloon_target <= vm->account.ballooned || !vm->balloon_driver)
-        return E_NOMEM;
-    if (atomic_fetch_add(&vm->reserve_taken, 1) < BALLOON_RESERVE) {
-        int status =
-            frame_alloc(FRAME_PRIVATE, 0, FRAME_ZEROED | FRAME_RESERVE, &vm->account, frame);
-        if (status == 0)
-            return 0;
-    }
+        return false;
+    if (atomic_fetch_add(&vm->reserve_taken, 1) < BALLOON_RESERVE)
+        return true;
     atomic_fetch_sub(&vm->reserve_taken, 1);
-    return E_NOMEM;
+    return false;
 }

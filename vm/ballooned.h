@@ -44,15 +44,16 @@ unsigned ballooned_put(struct vm *vm, gfn_t gfn, unsigned pages);
 // Shoots down if the guest had read one.
 unsigned ballooned_take(struct vm *vm, gfn_t gfn, unsigned pages);
 
-// The guest, or Fusor for it, writes to a page of the balloon, which becomes untouched. No lock.
+// gfn lock held: the guest, or Fusor for it, writes to a page of the balloon, and there is a frame
+// for it; it becomes untouched.
 void ballooned_return(struct vm *vm, gfn_t gfn);
 // The guest reads one: shows it zeros.
 enum ept_fault_result ballooned_read(struct vm *vm, gfn_t gfn);
 
-// A frame for a first touch although only the reserve has one, see BALLOON_RESERVE. E_NOMEM.
-int ballooned_reserve(struct vm *vm, hfn_t *frame);
-// That frame was not needed after all.
-static inline void ballooned_unreserve(struct vm *vm)
+// May a first touch take one frame more than the VM would get else, see BALLOON_RESERVE? It counts.
+bool ballooned_credit(struct vm *vm);
+// That frame was not there, or not needed after all.
+static inline void ballooned_uncredit(struct vm *vm)
 {
     uint64_t taken = vm->reserve_taken;
     while (taken != 0 && !atomic_compare_exchange_weak(&vm->reserve_taken, &taken, taken - 1))

@@ -234,6 +234,10 @@ static void power_off(struct vm *vm, enum vm_state state)
         vm->vcpus[i]->waiting_memory = false;
     vm->balloon_driver = false;
     vm->waits_said = false;
+    if (vm->restarting)
+        vm_hold_back(vm);
+    else
+        vm->held_back = 0;
     vm_memory_destroy(vm);
 }
 
@@ -306,14 +310,19 @@ static int resume(struct vm *vm, char *why)
     return 0;
 }
 
-// A VM that was paused begins anew paused.
+// A VM that was paused begins anew paused. With overcommit = off it does so with what it had beside
+// its balloon, for the rest may be promised to others (vm/shortage.c).
 static int restart(struct vm *vm, char *why)
 {
     bool paused = vm->state == VM_PAUSED;
+    vm->restarting = true;
     power_off(vm, VM_STOPPED);
     int status = power_on(vm, why);
-    if (status != 0)
+    vm->restarting = false;
+    if (status != 0) {
+        vm->held_back = 0;
         return status;
+    }
     if (paused)
         vm->state = VM_PAUSED;
     else

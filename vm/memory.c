@@ -83,12 +83,14 @@ static int populate_large(struct vm *vm, gfn_t gfn)
     struct ept_leaf leaf = ept_lookup(&vm->ept, first);
     if (leaf.present || leaf.level == EPT_4K) // a table hangs there, if an empty one
         return E_AGAIN;
+    if (ballooned_any(vm, first) || vm_is_held_back(vm)) // not all of it may be touched
+        return E_AGAIN;
     if (!ept_features.page_2m || !range_is_ram(vm, gfn) ||
         ept_prepare_level(&vm->ept, first, EPT_2M) != 0)
         return E_AGAIN;
     bool were_on = cpu_irq_enabled();
     cpu_irq_enable(); // as in promote()
-    int allocated = frame_alloc(FRAME_PRIVATE, RANGE_ORDER, FRAME_ZEROED, &vm->account, &frame);
+    int allocated = frame_alloc(FRAME_FUSOR, RANGE_ORDER, FRAME_ZEROED, NULL, &frame);
     if (!were_on)
         cpu_irq_disable();
     if (allocated != 0)
@@ -98,18 +100,21 @@ static int populate_large(struct vm *vm, gfn_t gfn)
     int status = ballooned_any(vm, first)
                      ? E_AGAIN
                      : ept_map(&vm->ept, first, frame, EPT_2M, EPT_RWX, EPT_KIND_PRIVATE);
-    if (status == 0)
+    if (status == 0) {
+        frame_adopt(frame, RANGE_ORDER, &vm->account);
         vm->touched[vm_range_of(vm, first)] = VM_RANGE_DONE;
+    }
     ept_unlock_gfn(&vm->ept, first);
     if (status != 0) {
-        frame_free(frame, RANGE_ORDER, &vm->account);
+        frame_free(frame, RANGE_ORDER, NULL);
         return E_AGAIN;
     }
     return 0;
 }
 
 // Gathers what is there of the range into one aligned 2 MiB block, in the order of
-// ept_replace_table. Whatever stands in the way, the range stays as it is.
+// ept_replace_table. Whatever stands in the way, the range stays as it is. The block is Fusor's
+// until it takes the place of the old frames: a metrics snapshot must not see both as the VM's.
 static void gather(struct vm *vm, gfn_t gfn)
 {
     gfn_t first = {ALIGN_DOWN(gfn.raw, RANGE_PAGES)};
@@ -117,7 +122,7 @@ static void gather(struct vm *vm, gfn_t gfn)
     hfn_t *old = heap_alloc(RANGE_PAGES * sizeof(*old));
     if (old == NULL)
         return;
-    if (frame_alloc(FRAME_PRIVATE, RANGE_ORDER, 0, &vm->account, &block) != 0) {
+    if (frame_alloc(FRAME_FUSOR, RANGE_ORDER, 0, NULL, &block) != 0) {
         heap_free(old);
         return;
     }
@@ -144,22 +149,27 @@ static void gather(struct vm *vm, gfn_t gfn)
                 memset(to, 0, PAGE_SIZE);
         }
         good = ept_replace_table(&vm->ept, first, block, EPT_RWX, EPT_KIND_PRIVATE, &table) == 0;
-        if (good)
+        if (good) {
             ept_shootdown(&vm->ept);
-        else
+            for (unsigned i = 0; i < RANGE_PAGES; i++)
+                if (old[i].raw != 0)
+                    frame_disown(old[i], &vm->account);
+            frame_adopt(block, RANGE_ORDER, &vm->account);
+        } else {
             for (unsigned i = 0; i < RANGE_PAGES; i++)
                 if (old[i].raw != 0)
                     ept_protect(&vm->ept, (gfn_t){first.raw + i}, EPT_RWX, EPT_KIND_PRIVATE);
+        }
     }
     ept_unlock_gfn(&vm->ept, first);
     if (good) {
         for (unsigned i = 0; i < RANGE_PAGES; i++)
             if (old[i].raw != 0)
-                frame_free(old[i], 0, &vm->account);
+                frame_free(old[i], 0, NULL);
         ept_table_free(table);
         vm->promotions++;
     } else {
-        frame_free(block, RANGE_ORDER, &vm->account);
+        frame_free(block, RANGE_ORDER, NULL);
     }
     heap_free(old);
 }
@@ -183,7 +193,7 @@ static bool count_touch(struct vm *vm, gfn_t gfn)
         return false;
     if (++*touched < VM_PROMOTE_TOUCHES || vm->config.large_pages == VM_LARGE_OFF)
         return false;
-    if (ballooned_any(vm, gfn)) { // when they have come back
+    if (ballooned_any(vm, gfn) || vm_is_held_back(vm)) { // when they have come back
         --*touched;
         return false;
     }
@@ -199,9 +209,41 @@ void vm_untouch(struct vm *vm, gfn_t gfn, unsigned pages)
     *touched = *touched == VM_RANGE_DONE ? 0 : (uint16_t)(*touched - MIN(*touched, pages));
 }
 
-// Gives gfn a zeroed frame of its own. 0 also when somebody else was faster. E_NOMEM without
-// effect.
-static int populate(struct vm *vm, gfn_t gfn, unsigned permissions)
+// gfn lock held: maps the frame at gfn, which maps nothing or is in the balloon; then only a write
+// brings it back (E_EXIST). E_AGAIN: the table is missing. An error is without effect.
+static int install(struct vm *vm, gfn_t gfn, hfn_t frame, unsigned permissions, bool write)
+{
+    if (ballooned_has(vm, gfn)) {
+        if (!write)
+            return E_EXIST;
+        if (ept_lookup(&vm->ept, gfn).level != EPT_4K)
+            return E_AGAIN;
+        ballooned_return(vm, gfn);
+    }
+    return ept_map(&vm->ept, gfn, frame, EPT_4K, permissions, EPT_KIND_PRIVATE);
+}
+
+// A zeroed frame for a first touch; *credit: ballooned_credit was taken for it. E_NOMEM.
+static int touch_alloc(struct vm *vm, gfn_t gfn, bool write, hfn_t *frame, bool *credit)
+{
+    *credit = false;
+    if (write && ballooned_has(vm, gfn))
+        vm_hold_back(vm);
+    bool may = !vm_is_held_back(vm) || vm_may_grow(vm);
+    if (may && frame_alloc(FRAME_PRIVATE, 0, FRAME_ZEROED, &vm->account, frame) == 0)
+        return 0;
+    if (!ballooned_credit(vm))
+        return E_NOMEM;
+    *credit = true;
+    int status = frame_alloc(FRAME_PRIVATE, 0, FRAME_ZEROED | FRAME_RESERVE, &vm->account, frame);
+    if (status != 0)
+        ballooned_uncredit(vm);
+    return status;
+}
+
+// Gives gfn a zeroed frame of its own, and takes it out of the balloon if it is to be written. 0
+// also when somebody else was faster. E_NOMEM without effect.
+static int populate(struct vm *vm, gfn_t gfn, unsigned permissions, bool write)
 {
     if (vm->config.large_pages == VM_LARGE_EAGER && permissions == EPT_RWX &&
         vm->touched[vm_range_of(vm, gfn)] == 0 && populate_large(vm, gfn) == 0)
@@ -211,22 +253,19 @@ static int populate(struct vm *vm, gfn_t gfn, unsigned permissions)
         if (status != 0)
             return status;
         hfn_t frame;
-        status = frame_alloc(FRAME_PRIVATE, 0, FRAME_ZEROED, &vm->account, &frame);
-        bool reserved = status != 0;
-        if (reserved && ballooned_reserve(vm, &frame) != 0)
+        bool credit;
+        status = touch_alloc(vm, gfn, write, &frame, &credit);
+        if (status != 0)
             return status;
         own_frames(vm, frame, gfn, 1);
         ept_lock_gfn(&vm->ept, gfn);
-        // It may have gone into the balloon meanwhile; then the guest's next access brings it back.
-        status = ballooned_has(vm, gfn)
-                     ? E_EXIST
-                     : ept_map(&vm->ept, gfn, frame, EPT_4K, permissions, EPT_KIND_PRIVATE);
+        status = install(vm, gfn, frame, permissions, write);
         bool due = status == 0 && permissions == EPT_RWX && count_touch(vm, gfn);
         ept_unlock_gfn(&vm->ept, gfn);
         if (status != 0)
             frame_free(frame, 0, &vm->account);
-        if (status != 0 && reserved)
-            ballooned_unreserve(vm);
+        if (status != 0 && credit)
+            ballooned_uncredit(vm);
         if (status == E_AGAIN) // the table went away under a promotion: look again
             continue;
         if (due && ept_features.page_2m && range_is_ram(vm, gfn))
@@ -282,10 +321,8 @@ static enum ept_fault_result memory_fault(void *owner, const struct ept_fault *f
             return EPT_FAULT_RETRY;
         if (fault->fetch && ept_fetch_needs_split(&leaf))
             return split_for_fetch(vm, gfn);
-        if (leaf.kind == EPT_KIND_ZERO && fault->write) {
-            ballooned_return(vm, gfn);
-            return EPT_FAULT_RETRY;
-        }
+        if (leaf.kind == EPT_KIND_ZERO && fault->write)
+            return populate(vm, gfn, EPT_RWX, true) == 0 ? EPT_FAULT_RETRY : EPT_FAULT_WAIT;
         // It became shared or a candidate meanwhile: the next fault is fusion's.
         if (leaf.kind == EPT_KIND_SHARED || leaf.kind == EPT_KIND_CANDIDATE)
             return EPT_FAULT_RETRY;
@@ -294,13 +331,10 @@ static enum ept_fault_result memory_fault(void *owner, const struct ept_fault *f
                           (fault->fetch ? EPT_EXECUTE : 0u);
         return (leaf.permissions & needed) == needed ? EPT_FAULT_RETRY : EPT_FAULT_UNHANDLED;
     }
-    if (ballooned_has(vm, gfn)) {
-        if (!fault->write)
-            return ballooned_read(vm, gfn);
-        ballooned_return(vm, gfn);
-    }
+    if (!fault->write && ballooned_has(vm, gfn))
+        return ballooned_read(vm, gfn);
     unsigned permissions = area == VM_AREA_ROM ? EPT_READ | EPT_EXECUTE : EPT_RWX;
-    return populate(vm, gfn, permissions) == 0 ? EPT_FAULT_RETRY : EPT_FAULT_WAIT;
+    return populate(vm, gfn, permissions, fault->write) == 0 ? EPT_FAULT_RETRY : EPT_FAULT_WAIT;
 }
 
 static int register_fault_hook(const struct boot_info *info)
@@ -351,10 +385,8 @@ static int make_writable(struct vm *vm, gfn_t gfn, const struct ept_leaf *leaf)
     if (leaf->present && leaf->kind != EPT_KIND_ZERO)
         return memory_ops->make_private(vm, gfn);
     if (vm_area_of(vm, gfn) == VM_AREA_ROM)
-        return populate(vm, gfn, EPT_READ | EPT_EXECUTE);
-    if (ballooned_has(vm, gfn))
-        ballooned_return(vm, gfn);
-    return populate(vm, gfn, EPT_RWX);
+        return populate(vm, gfn, EPT_READ | EPT_EXECUTE, true);
+    return populate(vm, gfn, EPT_RWX, true);
 }
 
 int guest_write(struct vm *vm, gpa_t to, const void *from, size_t size)

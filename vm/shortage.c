@@ -1,6 +1,12 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // When memory is short: what was promised to guests, who waits, and asking drivers for more.
 //
+// overcommit = off. What a balloon holds counts as free for others, so they may have been started
+// with it. A guest can take it back without asking: by a reset, or by writing to it. So then the VM
+// goes on with the memory it had (held_back): a first touch that would need more waits, until the
+// guest's driver has given as much again, or there is memory that is not promised. A guest that
+// restarts gets as far as it got with its balloon, and nobody else notices.
+//
 // An episode of waiting begins when a vCPU finds no frame, and ends when none of the VM's has
 // waited for EPISODE_END: a VM that gets on frame by frame is one episode, not hundreds of events.
 #include "kernel/log.h"
@@ -8,7 +14,8 @@
 #include "kernel/time.h"
 #include "vm/vm_object.h"
 
-#define EPISODE_END 1u // seconds
+#define EPISODE_END 1u            // seconds
+#define HELD_STEP   UINT64_C(512) // pages
 
 static bool overcommit = true;
 static void (*shortage_hook)(void);
@@ -21,8 +28,13 @@ void vm_set_overcommit(bool on)
 static void add_committed(struct vm *vm, void *context)
 {
     uint64_t *pages = context;
-    if (vm->memory_present)
-        *pages += vm->config.memory / PAGE_SIZE - vm->account.ballooned;
+    if (vm->memory_present || vm->restarting)
+        *pages += vm->config.memory / PAGE_SIZE - MAX(vm->account.ballooned, vm->held_back);
+}
+
+static uint64_t promised(const struct vm_commitment *c)
+{
+    return c->fusor + c->reserve + c->guests;
 }
 
 void vm_commitment(struct vm_commitment *out)
@@ -36,8 +48,55 @@ void vm_commitment(struct vm_commitment *out)
     out->total = frames.total;
     out->fusor = frames.count[FRAME_FUSOR];
     out->reserve = frames_reserve();
-    uint64_t used = out->fusor + out->reserve + out->guests;
+    uint64_t used = promised(out);
     out->left = out->total > used ? out->total - used : 0;
+}
+
+void vm_hold_back(struct vm *vm)
+{
+    uint64_t ballooned = vm->account.ballooned, held = vm->held_back;
+    while (!overcommit && held < ballooned &&
+           !atomic_compare_exchange_weak(&vm->held_back, &held, ballooned))
+        ;
+}
+
+void vm_hold_less(struct vm *vm, uint64_t pages)
+{
+    uint64_t held = vm->held_back, less;
+    do {
+        uint64_t promised_before = MAX(vm->account.ballooned + pages, held);
+        less = MIN(held, promised_before - pages);
+    } while (less != held && !atomic_compare_exchange_weak(&vm->held_back, &held, less));
+}
+
+// Of what is held back, some that nobody was promised.
+static bool let_go(struct vm *vm)
+{
+    struct vm_commitment c;
+    vm_commitment(&c);
+    uint64_t held = vm->held_back;
+    uint64_t n = MIN(MIN(held, c.left), HELD_STEP);
+    if (n == 0 || !atomic_compare_exchange_strong(&vm->held_back, &held, held - n))
+        return false;
+    // Two VMs may have seen the same frames.
+    vm_commitment(&c);
+    if (promised(&c) <= c.total)
+        return true;
+    atomic_fetch_add(&vm->held_back, n);
+    return false;
+}
+
+bool vm_may_grow(struct vm *vm)
+{
+    do {
+        uint64_t held = vm->held_back;
+        uint64_t used = vm->account.private_frames + vm->account.shared_gfns;
+        // What is in the balloon cannot be touched. Each vCPU may be here at the same time.
+        if (held <= vm->account.ballooned ||
+            used + VM_CPUS_MAX + held <= vm->config.memory / PAGE_SIZE)
+            return true;
+    } while (let_go(vm));
+    return false;
 }
 
 void vm_ring_doorbell(struct vm *vm)

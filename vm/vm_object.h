@@ -48,6 +48,7 @@ struct vm {
     enum vm_state state;
     bool busy;           // a lifecycle operation is under way
     bool memory_present; // EPT and contents exist
+    bool restarting;     // they will again in a moment: what was promised to it stays so
     _Atomic enum vm_request request;
     uint8_t exit_code; // for VM_REQUEST_EXIT
     char crash[VM_WHY_MAX];
@@ -66,6 +67,9 @@ struct vm {
     _Atomic uint64_t balloon_target;   // pages that the operator, or the policy, wants in it
     _Atomic bool balloon_driver;       // a driver has asked for the target since the last reset
     _Atomic uint64_t reserve_taken;    // vm/ballooned.h
+    // overcommit = off: so many pages were promised to others while they were in the balloon, and
+    // may have left it unasked. vm/shortage.c
+    _Atomic uint64_t held_back;
     _Atomic bool waits_said;    // vm/shortage.c: an episode of waiting for memory is under way
     _Atomic uint64_t waited_at; // TSC: when a vCPU waited last
     _Atomic uint64_t rom_writes;
@@ -132,6 +136,18 @@ bool vm_waits_for_memory(const struct vm *vm);
 void vm_note_wait(struct vm *vm);
 // Who shall know that a VM has begun to wait: called from any context. Once, at init.
 void vm_set_shortage_hook(void (*hook)(void));
+// Pages are about to leave the balloon without having asked (reset, write). With overcommit = off
+// what the balloon holds stays promised to others: vm->held_back.
+void vm_hold_back(struct vm *vm);
+// `pages` pages have left the balloon after vm_commitment() had agreed: they are the VM's again.
+void vm_hold_less(struct vm *vm, uint64_t pages);
+static inline bool vm_is_held_back(const struct vm *vm)
+{
+    return __builtin_expect(vm->held_back != 0, 0) && vm->held_back > vm->account.ballooned;
+}
+
+// May a VM that is held back touch another page? Only if the others' promises can be kept.
+bool vm_may_grow(struct vm *vm);
 // Says so of VMs that wait no longer. Returns true while there is one that does. Fiber.
 bool vm_end_waits(void);
 

@@ -267,6 +267,33 @@ void vm_release(struct vm *vm)
     (void)vm;
 }
 
+void vm_for_each(void (*visit)(struct vm *vm, void *context), void *context)
+{
+    for (unsigned i = 0; i < WORLD_VMS; i++)
+        if (world.vm[i].id != 0)
+            visit(&world.vm[i], context);
+}
+
+bool vm_waits_for_memory(const struct vm *vm)
+{
+    (void)vm;
+    return false;
+}
+
+void vm_event(const char *format, ...)
+{
+    fail_msg("an event: %s", format); // no vCPU waits here
+}
+
+static void set_doorbell(struct vm *vm, bool ringing)
+{
+    assert_false(spin_none_held());
+    world.doorbell[vm - world.vm] = ringing;
+}
+
+static const struct vm_platform_ops platform = {.set_doorbell = set_doorbell};
+const struct vm_platform_ops *vm_platform = &platform;
+
 // --- The machine and its VMs ---
 
 static uint64_t drawn;
@@ -333,6 +360,7 @@ void world_start(uint64_t frames)
     fake_irq_on = false;
     fake_tsc = 1000 * SECOND;
     fusion_sharers_max = FRAME_COUNT_MAX;
+    vm_set_overcommit(true);
 
     // As fusion/start.c does; hooks can be registered once only.
     page_ops_init(draw);

@@ -88,6 +88,7 @@ struct world {
     unsigned shootdowns; // all that were asked for
     unsigned compares;   // of pages
     unsigned yields;
+    bool doorbell[WORLD_VMS];
     bool coroutines;         // CPUs are; an NMI is taken at the next step
     uint64_t fusor_at_start; // frames
     uint64_t free_at_start;

@@ -115,8 +115,21 @@ static void test_life_of_a_shared_frame(void **state)
     frame_share_end(a, &accounts[2]);
     assert_int_equal(frame_of(a)->state, FRAME_FUSOR);
     check(2, 1, 0, 0);
-    frame_adopt(other, &accounts[1]);
+    frame_adopt(other, 0, &accounts[1]);
     check(1, 2, 0, 0);
+    version = frame_of(other)->version;
+    frame_disown(other, &accounts[1]);
+    assert_int_equal(frame_of(other)->state, FRAME_FUSOR);
+    assert_true(frame_of(other)->version > version);
+    check(2, 1, 0, 0);
+    frame_adopt(other, 0, &accounts[1]);
+    hfn_t block;
+    assert_int_equal(frame_alloc(FRAME_FUSOR, 3, 0, NULL, &block), 0);
+    check(9, 2, 0, 0);
+    frame_adopt(block, 3, &accounts[1]);
+    assert_int_equal(frame_of(hfn(block.raw + 7))->state, FRAME_PRIVATE);
+    check(1, 10, 0, 0);
+    frame_free(block, 3, &accounts[1]);
     frame_free(a, 0, NULL);
     frame_free(other, 0, &accounts[1]);
     frame_free(fresh, 0, &accounts[0]);
@@ -145,7 +158,8 @@ static void test_misuse(void **state)
     assert_true(frame_share_join(a, b, &accounts[1], 2));
     assert_true(fake_expect_panic(frame_share_take_last(a, &accounts[0])));
     assert_true(fake_expect_panic(frame_share_end(a, &accounts[0])));
-    assert_true(fake_expect_panic(frame_adopt(a, &accounts[0])));
+    assert_true(fake_expect_panic(frame_adopt(a, 0, &accounts[0])));
+    assert_true(fake_expect_panic(frame_disown(a, &accounts[0])));
     assert_true(fake_expect_panic(frame_share_split(a, t, &accounts[0])));
     assert_true(fake_expect_panic(frame_free(a, 0, &accounts[0])));
 }
@@ -212,7 +226,7 @@ static void test_random(void **state)
                 assert_true(frame_share_split(frame[i], fresh, account));
             } else {
                 assert_true(frame_share_leave(frame[i], account));
-                frame_adopt(fresh, account);
+                frame_adopt(fresh, 0, account);
             }
             --*mine;
             saved--;

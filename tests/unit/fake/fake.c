@@ -27,15 +27,15 @@ bool fake_panic_expected;
 
 void fake_machine(uint64_t ram_bytes, unsigned cpu_number)
 {
-    free(fake_ram);
-    fake_ram = NULL;
-    fake_ram_size = ram_bytes;
-    if (ram_bytes != 0) {
-        fake_ram = aligned_alloc(4096, ram_bytes);
-        if (fake_ram == NULL)
+    if (fake_ram_size != ram_bytes) { // else what is there is used again: most tests' time went there
+        free(fake_ram);
+        fake_ram = ram_bytes != 0 ? aligned_alloc(4096, ram_bytes) : NULL;
+        if (fake_ram == NULL && ram_bytes != 0)
             abort();
-        memset(fake_ram, 0xa5, ram_bytes);
+        fake_ram_size = ram_bytes;
     }
+    if (ram_bytes != 0)
+        memset(fake_ram, 0xa5, ram_bytes);
     memset(cpus, 0, sizeof(cpus));
     cpu_count = cpu_number;
     for (unsigned i = 0; i < cpu_number; i++) {
