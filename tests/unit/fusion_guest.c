@@ -94,6 +94,15 @@ static struct world_tlb *cached(struct world_cpu *c, uint64_t eptp, uint64_t n)
     return NULL;
 }
 
+const uint8_t *world_cached(unsigned cpu, uint64_t gfn)
+{
+    struct world_cpu *c = &world.cpu[cpu];
+    if (c->vm == NOBODY)
+        return NULL;
+    const struct world_tlb *e = cached(c, world.vm[c->vm].ept.eptp, gfn);
+    return e == NULL ? NULL : hfn_to_pointer(hfn(e->frame + (gfn - e->gfn)));
+}
+
 uint8_t *world_access(unsigned cpu, unsigned n, uint64_t gfn, unsigned access)
 {
     struct world_cpu *c = &world.cpu[cpu];

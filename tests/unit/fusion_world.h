@@ -132,6 +132,8 @@ void world_invept(void); // what an INVEPT of this CPU does to its TLB
 // The page behind gfn as CPU `cpu`, running the guest, reaches it; NULL: it has to wait for memory.
 // A write must be done, and noted in the model, before anything else happens.
 uint8_t *world_access(unsigned cpu, unsigned n, uint64_t gfn, unsigned access);
+// What `cpu` sees at gfn of the guest it is in, without a walk: NULL when it has no translation.
+const uint8_t *world_cached(unsigned cpu, uint64_t gfn);
 uint8_t *world_model(unsigned n, uint64_t gfn); // to be written to
 
 // A guest on `cpu` writes; false: no memory.

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // sources: tests/unit/fusion_world.c tests/unit/fusion_guest.c tests/unit/fusion_check.c
+// sources: tests/unit/fusion_cpus.c
 // sources: vm/memory.c vm/ballooned.c vm/shortage.c
 // sources: balloon/pages.c
 // sources: fusion/backoff.c fusion/budget.c fusion/control.c fusion/fuse.c fusion/index.c
@@ -11,212 +12,484 @@
 // sources: kernel/lock.c kernel/format.c
 // libs: -Wl,--wrap=ept_shootdown,--wrap=ept_lookup,--wrap=spin_lock,--wrap=spin_lock_nested
 // libs: -Wl,--wrap=frame_alloc,--wrap=heap_alloc,--wrap=page_ops_begin,--wrap=page_ops_end
-// Two CPUs at work on the same pages, one of them with the balloon.
+// Two CPUs at work on the same pages, one of them with the balloon: every order of their steps in
+// which the first does n, the second m, then the first and then the second the rest; a step ends
+// before a lock, an allocation, a hash or a comparison, and before and after a shootdown. Two more
+// CPUs are in guest A and in guest B all the time and use the translations they have: what they see
+// is what the page held before or holds after, never what a frame holds that was freed too early.
+#include <signal.h>
+
 #include "balloon_world.h"
+#include "fusion_cpus.h"
 
-// --- At the same time ---
+#define FIRST_CPU  0u
+#define SECOND_CPU 1u
+#define IN_A       2u
+#define IN_B       3u
 
-static list_call other_call;
-static unsigned other_vm;
-static uint64_t other_entry;
-static int64_t other_done;
+#define OLD     UINT64_C(42) // what all pages of the tests hold at first
+#define WRITTEN UINT64_C(77) // what is written during them, at offset 8
 
-static unsigned acted;
+struct race {
+    const char *name;
+    void (*prepare)(void);
+    void (*first)(void);
+    void (*second)(void);
+};
 
-// With the gfn lock held by the other CPU, this one would wait: nothing to be seen.
-static void act(void)
+// --- Schedules ---
+
+static unsigned left[WORLD_CPUS]; // steps until it yields
+static bool blocked;
+static bool coarse; // no steps for each page of a range
+
+static void step(enum world_point point)
 {
-    uint64_t gfn = other_entry & FUSOR_ENTRY_GFN_MASK;
-    struct spinlock *lock = &world.vm[other_vm].ept.locks[gfn / 512 % EPT_LOCKS];
-    if (lock->next != lock->owner)
+    unsigned cpu = cpu_index();
+    if (point == POINT_LOOKUP ||
+        (coarse && (point == POINT_BUCKET_LOCK || point == POINT_HASH || point == POINT_EQUAL)))
         return;
-    other_done = call(other_call, other_vm, &other_entry, 1);
-    assert_int_equal(other_done, 1);
-    acted++;
+    if (point == POINT_RELAX || point == POINT_YIELD) {
+        blocked = true;
+        cpus_yield();
+        return;
+    }
+    if (left[cpu] != 0 && --left[cpu] == 0)
+        cpus_yield();
 }
 
-// Comparisons are done under the locks of both sides.
-static const enum world_point points[] = {POINT_SHOOTDOWN,   POINT_SHOT,  POINT_GFN_LOCK,
-                                          POINT_BUCKET_LOCK, POINT_ALLOC, POINT_HASH};
-
-// While `work` runs on CPU 0, CPU 3 gives a page (or a range) of VM `vm`, at every point there is.
-static void at_every_point(void (*prepare)(void), void (*work)(void), unsigned vm, uint64_t entry)
+// The guests go on with what they have in their TLBs, and then take NMIs.
+static void guests_look(void)
 {
-    static const list_call calls[] = {balloon_inflate, balloon_free_pages};
-    acted = 0;
-    for (unsigned c = 0; c < ARRAY_SIZE(calls); c++)
-        for (unsigned p = 0; p < ARRAY_SIZE(points); p++)
-            for (unsigned n = 1; n < 40; n++) {
-                prepare();
-                other_call = calls[c];
-                other_vm = vm;
-                other_entry = entry;
-                world_at(points[p], n, 3, act);
-                work();
-                bool over = world_pending() != 0;
-                world_check();
-                for (unsigned i = 0; i < 2; i++)
-                    load(1, i, P);
-                world_check_contents();
-                world_finish();
-                if (over)
-                    break;
-            }
-    assert_true(acted >= 2);
+    for (unsigned cpu = IN_A; cpu <= IN_B; cpu++) {
+        const uint8_t *page = world_cached(cpu, P);
+        if (page != NULL) {
+            const uint64_t *w = (const uint64_t *)(const void *)page;
+            bool old = w[0] == OLD && w[511] == OLD + 511 && (w[1] == OLD + 1 || w[1] == WRITTEN);
+            bool given = w[0] == 0 && w[511] == 0 && (w[1] == 0 || w[1] == WRITTEN);
+            assert_true(old || given);
+        }
+        cpus_take_nmi(cpu);
+    }
+}
+
+// Until it has done n steps (0: all), or waits. Returns false when it has finished.
+static bool go(unsigned cpu, unsigned n)
+{
+    left[cpu] = n;
+    blocked = false;
+    if (!cpu_finished[cpu])
+        cpus_resume(cpu);
+    guests_look();
+    return !cpu_finished[cpu];
+}
+
+static void go_to_end(unsigned cpu, unsigned other)
+{
+    for (unsigned turns = 0; go(cpu, 0); turns++) {
+        assert_true(blocked);
+        assert_true(turns < 1000);
+        go(other, 1);
+    }
+}
+
+// All agree on what is there, and it is possible.
+static void check_pages(void)
+{
+    for (unsigned n = 0; n < 2; n++) {
+        uint64_t page[512];
+        if (!world.vm[n].memory_present)
+            continue;
+        assert_int_equal(guest_read(&world.vm[n], gpa(P << 12), page, PAGE_SIZE), 0);
+        uint64_t base = page[511] == 0 ? 0 : OLD;
+        for (unsigned i = 0; i < 512; i++) {
+            bool good = page[i] == (base == 0 ? 0 : base + i) || (i == 1 && page[i] == WRITTEN);
+            assert_true(good);
+        }
+        memcpy(world_model(n, P), page, PAGE_SIZE);
+        for (unsigned cpu = 0; cpu < WORLD_CPUS; cpu++)
+            load(cpu, n, P);
+    }
+}
+
+// The CPU has a translation, if there is one.
+static void in_guest(unsigned cpu, unsigned n)
+{
+    if (world.vm[n].id != 0 && leaf_of(n, P).present)
+        load(cpu, n, P);
+}
+
+// Returns false when the first has fewer than n steps, and in *second_over whether the second has
+// fewer than m.
+static bool one_order(const struct race *r, unsigned n, unsigned m, bool *second_over)
+{
+    r->prepare();
+    for (unsigned cpu = 0; cpu < WORLD_CPUS; cpu++)
+        world_leave(cpu);
+    in_guest(IN_A, A);
+    in_guest(IN_B, B);
+    world.coroutines = true;
+    world.step = step;
+    cpus_make(FIRST_CPU, r->first);
+    cpus_make(SECOND_CPU, r->second);
+    bool more = go(FIRST_CPU, n);
+    bool stuck = blocked;
+    *second_over = !go(SECOND_CPU, m) || blocked;
+    go_to_end(FIRST_CPU, SECOND_CPU);
+    go_to_end(SECOND_CPU, FIRST_CPU);
+    world.step = NULL;
+    world.coroutines = false;
+    world.sleep = NULL;
+    for (unsigned cpu = 0; cpu < WORLD_CPUS; cpu++)
+        world_leave(cpu);
+    world_check();
+    check_pages();
+    world_check_contents();
+    world_finish();
+    return more && !stuck;
+}
+
+static unsigned orders, now_n, now_m;
+static const char *now_running;
+
+static int after(void **state)
+{
+    (void)state;
+    if (now_running != NULL)
+        print_error("\"%s\", %u and %u steps\n", now_running, now_n, now_m);
+    return 0;
+}
+
+static void say_order(int signal)
+{
+    (void)signal;
+    after(NULL);
+}
+
+static void all_orders(const struct race *r)
+{
+    bool first_over = false;
+    for (unsigned n = 1; !first_over; n++) {
+        bool second_over = false;
+        for (unsigned m = 1; !second_over; m++, orders++) {
+            now_running = r->name;
+            now_n = n;
+            now_m = m;
+            first_over = !one_order(r, n, m, &second_over);
+        }
+    }
+}
+
+// --- What they do ---
+
+static void leave_page(unsigned n, uint64_t gfn, unsigned pages)
+{
+    forget_model(n, gfn, pages); // check_pages() says what it may be
+}
+
+static void list(list_call work, unsigned n, uint64_t gfn, unsigned order)
+{
+    uint64_t entry = FUSOR_ENTRY(gfn, 0, order);
+    int64_t done = work(&world.vm[n], &entry, 1);
+    assert_true(done == 1 || done == -FUSOR_EEXIST || done == -FUSOR_ENOENT);
+    if (work != balloon_deflate && done == 1)
+        leave_page(n, gfn, order == 9 ? 512 : 1);
+}
+
+#define LIST(name, work, n, gfn, order)                                                            \
+    static void name(void)                                                                         \
+    {                                                                                              \
+        list(work, n, gfn, order);                                                                 \
+    }
+LIST(inflate_a, balloon_inflate, A, P, 0)
+LIST(report_a, balloon_free_pages, A, P, 0)
+LIST(deflate_a, balloon_deflate, A, P, 0)
+LIST(inflate_b, balloon_inflate, B, P, 0)
+LIST(inflate_range_a, balloon_inflate, A, R - 512, 9)
+LIST(report_range_a, balloon_free_pages, A, R - 512, 9)
+LIST(deflate_range_a, balloon_deflate, A, R - 512, 9)
+LIST(inflate_range_b, balloon_inflate, B, R - 512, 9)
+LIST(inflate_first_a, balloon_inflate, A, R - 512, 0)
+
+static void hint_of(unsigned n, uint64_t gfn, unsigned order)
+{
+    uint64_t entry = FUSOR_ENTRY(gfn, FUSOR_CLASS_CACHE, order);
+    assert_int_equal(fusion_hint(&world.vm[n], &entry, 1), 1);
+}
+
+static void hint_b(void)
+{
+    hint_of(B, P, 0);
+}
+
+static void hint_a(void)
+{
+    hint_of(A, P, 0);
+}
+
+static void hint_range_b(void)
+{
+    hint_of(B, R - 512, 9);
+}
+
+static void write_to(unsigned n)
+{
+    unsigned cpu = cpu_index();
+    uint8_t *page = world_access(cpu, n, P, READ | WRITE);
+    *(uint64_t *)(void *)(page + 8) = WRITTEN;
+    *(uint64_t *)(void *)(world_model(n, P) + 8) = WRITTEN;
+    world_leave(cpu);
+}
+
+static void write_a(void)
+{
+    write_to(A);
+}
+
+static void write_b(void)
+{
+    write_to(B);
+}
+
+static void read_a(void)
+{
+    world_access(cpu_index(), A, P, READ);
+    world_leave(cpu_index());
+}
+
+static void write_for_a(void)
+{
+    uint64_t value = WRITTEN;
+    assert_int_equal(guest_write(&world.vm[A], gpa((P << 12) + 8), &value, 8), 0);
+}
+
+static void order_split_a(void)
+{
+    assert_int_equal(split_gfn(world_fusion(A), (gfn_t){P}, 0, SPLIT_ORDERED), 0);
+}
+
+static void end_b(void)
+{
+    if (world.cpu[IN_B].vm == B)
+        world_leave(IN_B);
+    vm_memory_destroy(&world.vm[B]);
+    forget_model(B, 0, WORLD_GFNS);
+}
+
+static void sleep_for_ever(void)
+{
+    world.sleep = NULL;
+    cpu_finished[cpu_index()] = true;
+    for (;;)
+        cpus_yield();
+}
+
+static void serve(void)
+{
+    fake_tsc += SECOND;
+    world.sleep = sleep_for_ever;
+    world.serve(NULL);
+}
+
+// --- What they find ---
+
+static void machine(unsigned vms)
+{
+    world_start(2048);
+    world_vms(vms);
 }
 
 static void two_candidates(void)
 {
-    start(2);
-    fill(1, A, P, 42);
-    fill(1, B, P, 42);
+    machine(2);
+    fill(IN_A, A, P, OLD);
+    fill(IN_B, B, P, OLD);
     hint(A, P);
-}
-
-static void hint_of_b(void)
-{
-    uint64_t entry = FUSOR_ENTRY(P, FUSOR_CLASS_CACHE, 0);
-    world_use(0);
-    assert_int_equal(fusion_hint(&world.vm[B], &entry, 1), 1);
-}
-
-static void test_fuse_races(void **state)
-{
-    (void)state;
-    static const uint64_t page = FUSOR_ENTRY(P, 0, 0);
-    at_every_point(two_candidates, hint_of_b, A, page);
-    at_every_point(two_candidates, hint_of_b, B, page);
-    at_every_point(two_candidates, hint_of_b, A, FUSOR_ENTRY(R - 512, 0, 9));
 }
 
 static void two_sharers(void)
 {
-    shared_page(2);
+    two_candidates();
+    hint(B, P);
+    assert_int_equal(sharers_of(A, P), 2);
 }
 
-static void write_of_b(void)
+static void private_page(void)
 {
-    store(1, B, P, 8, 77);
+    machine(1);
+    fill(IN_A, A, P, OLD);
 }
 
-static void test_split_races(void **state)
+static void ballooned_page(void)
 {
-    (void)state;
-    at_every_point(two_sharers, write_of_b, A, FUSOR_ENTRY(P, 0, 0));
+    private_page();
+    assert_int_equal(inflate(A, P), 1);
 }
 
-// VM A gives the page at the same time as it writes to it: whatever wins, the page is zero with
-// perhaps the written word.
-static void write_of_a(void)
+static void seen_page(void)
 {
-    uint8_t *page = world_access(1, A, P, READ | WRITE);
-    *(uint64_t *)(void *)(page + 8) = 77;
-    world_leave(1);
-    fill(1, A, P, 3); // for the model
+    ballooned_page();
+    load(SECOND_CPU, A, P);
 }
 
-static void test_own_split_races(void **state)
+static void untouched_page(void)
 {
-    (void)state;
-    at_every_point(two_sharers, write_of_a, A, FUSOR_ENTRY(P, 0, 0));
+    machine(1);
+    fill(IN_A, A, P + 1, OLD);
+}
+
+// The pages of the range hold OLD + i, as P's words do, so that the range's are no candidates of
+// each other.
+static void fill_range(unsigned n)
+{
+    for (unsigned i = 0; i < 512; i++)
+        fill(SECOND_CPU, n, R - 512 + i, R - 512 + i == P ? OLD : OLD + 1000 * (i + 1));
+    assert_int_equal(leaf_of(n, P).level, EPT_2M);
+}
+
+static void large_page(void)
+{
+    machine(1);
+    fill_range(A);
 }
 
 static void large_candidates(void)
 {
-    start(2);
-    fill_large(A, R - 512, 5);
-    fill_large(B, R - 512, 5);
+    machine(2);
+    fill_range(A);
+    fill_range(B);
     hint_range(A, R - 512);
 }
 
-static void hint_range_of_b(void)
+static void large_sharers(void)
 {
-    uint64_t entry = FUSOR_ENTRY(R - 512, FUSOR_CLASS_CACHE, 9);
-    world_use(0);
-    assert_int_equal(fusion_hint(&world.vm[B], &entry, 1), 1);
+    large_candidates();
+    hint_range(B, R - 512);
+    assert_true(is_shared(A, P));
+    assert_int_equal(leaf_of(A, P).level, EPT_2M);
 }
 
-static void test_range_races(void **state)
+// The next round of the service makes the range large again.
+static void quiet_range(void)
+{
+    large_page();
+    assert_int_equal(fusion_make_small(&world.vm[A], (gfn_t){P}), 0);
+    service_round();
+    service_round();
+    assert_int_equal(leaf_of(A, P).level, EPT_4K);
+}
+
+// The next touch of P promotes the range.
+static void due_range(void)
+{
+    machine(1);
+    for (unsigned i = 0; i < VM_PROMOTE_TOUCHES; i++)
+        if (R - 512 + i != P)
+            fill(SECOND_CPU, A, R - 512 + i, 1 + i);
+    world_leave(SECOND_CPU);
+}
+
+static const struct race of_pages[] = {
+    {"fuse, its candidate goes into the balloon", two_candidates, hint_b, inflate_a},
+    {"fuse, its candidate is reported", two_candidates, hint_b, report_a},
+    {"fuse, its page goes into the balloon", two_candidates, hint_b, inflate_b},
+    {"fuse, the candidate's range goes", two_candidates, hint_b, inflate_range_a},
+    {"into the balloon, fuse", two_candidates, inflate_a, hint_b},
+    {"a candidate is written, and given", two_candidates, hint_b, write_a},
+    {"split, the other sharer gives", two_sharers, write_b, inflate_a},
+    {"split, the other sharer reports", two_sharers, write_b, report_a},
+    {"give, the other sharer splits", two_sharers, inflate_a, write_b},
+    {"both sharers give", two_sharers, inflate_a, inflate_b},
+    {"split by order and give", two_sharers, order_split_a, inflate_a},
+    {"give and split by order", two_sharers, inflate_a, order_split_a},
+    {"own split and give", two_sharers, write_a, inflate_a},
+    {"give and own split", two_sharers, inflate_a, write_a},
+    {"give, the other sharer ends", two_sharers, inflate_a, end_b},
+    {"a VM ends, the other sharer gives", two_sharers, end_b, inflate_a},
+    {"hint again and report", two_sharers, hint_a, report_a},
+};
+
+static const struct race of_one_vm[] = {
+    {"two give", private_page, inflate_a, inflate_a},
+    {"give and report", private_page, inflate_a, report_a},
+    {"two report", private_page, report_a, report_a},
+    {"give and take", private_page, inflate_a, deflate_a},
+    {"give and write", private_page, inflate_a, write_a},
+    {"write and give", private_page, write_a, inflate_a},
+    {"give and Fusor writes", private_page, inflate_a, write_for_a},
+    {"report and write", private_page, report_a, write_a},
+    {"give untouched and touch", untouched_page, inflate_a, write_a},
+    {"touch and give untouched", untouched_page, write_a, inflate_a},
+    {"two take", ballooned_page, deflate_a, deflate_a},
+    {"take and write", ballooned_page, deflate_a, write_a},
+    {"write and take", ballooned_page, write_a, deflate_a},
+    {"two write", ballooned_page, write_a, write_a},
+    {"read and write", ballooned_page, read_a, write_a},
+    {"write and read", ballooned_page, write_a, read_a},
+    {"read and take", ballooned_page, read_a, deflate_a},
+    {"take, seen, and read", seen_page, deflate_a, read_a},
+    {"write, seen, and Fusor writes", seen_page, write_a, write_for_a},
+    {"Fusor writes, and give again", seen_page, write_for_a, inflate_a},
+};
+
+static const struct race of_ranges[] = {
+    {"give a range, write", large_page, inflate_range_a, write_a},
+    {"give a range, give a page of it", large_page, inflate_range_a, inflate_a},
+    {"give a page, give its range", large_page, inflate_a, inflate_range_a},
+    {"give a page, report its range", large_page, inflate_a, report_range_a},
+    {"two ranges", large_page, inflate_range_a, inflate_range_a},
+    {"give a page, write", large_page, inflate_a, write_a},
+    {"fuse a range, a page is given", large_candidates, hint_range_b, inflate_a},
+    {"fuse a range, its first page is given", large_candidates, hint_range_b, inflate_first_a},
+    {"fuse a range, it is given", large_candidates, hint_range_b, inflate_range_a},
+    {"fuse a range, it gives itself", large_candidates, hint_range_b, inflate_range_b},
+    {"give a shared range, the other one", large_sharers, inflate_range_a, inflate_range_b},
+    {"give a page of a shared range, write", large_sharers, inflate_a, write_b},
+    {"collapse, a page is given", quiet_range, serve, inflate_a},
+    {"collapse, the range is given", quiet_range, serve, report_range_a},
+    {"a page is given, collapse", quiet_range, inflate_a, serve},
+    {"promote, a page is given", due_range, write_a, inflate_first_a},
+    {"promote, the range is given", due_range, write_a, inflate_range_a},
+    {"a page is given, promote", due_range, inflate_first_a, write_a},
+    {"take a range, write to it", large_page, deflate_range_a, write_a},
+};
+
+static void run_all(const struct race *races, unsigned count, bool ranges)
+{
+    orders = 0;
+    coarse = ranges;
+    for (unsigned i = 0; i < count; i++)
+        all_orders(&races[i]);
+    now_running = NULL;
+    print_message("%u orders\n", orders);
+    assert_true(orders > 4 * count);
+}
+
+static void test_pages(void **state)
 {
     (void)state;
-    static const uint64_t entries[] = {FUSOR_ENTRY(P, 0, 0), FUSOR_ENTRY(R - 512, 0, 0),
-                                       FUSOR_ENTRY(R - 512, 0, 9)};
-    for (unsigned vm = 0; vm < 2; vm++)
-        for (unsigned i = 0; i < ARRAY_SIZE(entries); i++)
-            for (unsigned p = 0; p < 3; p++) // shootdowns
-                for (unsigned n = 1; n < 4; n++) {
-                    large_candidates();
-                    other_call = balloon_inflate;
-                    other_vm = vm;
-                    other_entry = entries[i];
-                    world_at(points[p], n, 3, act);
-                    hint_range_of_b();
-                    world_pending();
-                    world_check();
-                    world_check_contents();
-                    world_finish();
-                }
+    run_all(of_pages, ARRAY_SIZE(of_pages), false);
 }
 
-// Two vCPUs of one VM give, take and use the same page.
-static void give_a(void)
-{
-    uint64_t entry = FUSOR_ENTRY(P, 0, 0);
-    int64_t done = call(balloon_inflate, A, &entry, 1);
-    assert_true(done == 1 || done == 0 || done == -FUSOR_EEXIST);
-}
-
-static void take_a(void)
-{
-    uint64_t entry = FUSOR_ENTRY(P, 0, 0);
-    int64_t done = call(balloon_deflate, A, &entry, 1);
-    assert_true(done == 1 || done == -FUSOR_ENOENT);
-}
-
-static void touch_a(void)
-{
-    fill(3, A, P, 9);
-    world_leave(3);
-    forget_model(A, P, 1);
-}
-
-static void test_one_vm_races(void **state)
+static void test_one_vm(void **state)
 {
     (void)state;
-    static void (*const work[])(void) = {give_a, take_a, touch_a};
-    for (unsigned a = 0; a < 3; a++)
-        for (unsigned b = 0; b < 3; b++)
-            for (unsigned in = 0; in < 2; in++)
-                for (unsigned p = 0; p < ARRAY_SIZE(points); p++)
-                    for (unsigned n = 1; n < 12; n++) {
-                        start(1);
-                        fill(1, A, P, 42);
-                        if (in)
-                            inflate(A, P);
-                        if (work[b] == touch_a && work[a] == touch_a)
-                            continue;
-                        world_use(work[a] == touch_a ? 2 : 0);
-                        world_at(points[p], n, work[a] == touch_a ? 2 : 3, work[b]);
-                        if (work[a] == touch_a)
-                            world_use(1);
-                        work[a]();
-                        bool over = world_pending() != 0;
-                        world_check();
-                        fill(1, A, P, 11);
-                        load(2, A, P);
-                        assert_int_equal(ballooned(A), 0);
-                        world_finish();
-                        if (over)
-                            break;
-                    }
+    run_all(of_one_vm, ARRAY_SIZE(of_one_vm), false);
+}
+
+static void test_ranges(void **state)
+{
+    (void)state;
+    run_all(of_ranges, ARRAY_SIZE(of_ranges), true);
 }
 
 int main(void)
 {
+    signal(SIGABRT, say_order);
     static const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_fuse_races),      cmocka_unit_test(test_split_races),
-        cmocka_unit_test(test_own_split_races), cmocka_unit_test(test_range_races),
-        cmocka_unit_test(test_one_vm_races),
+        cmocka_unit_test_teardown(test_pages, after),
+        cmocka_unit_test_teardown(test_one_vm, after),
+        cmocka_unit_test_teardown(test_ranges, after),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
