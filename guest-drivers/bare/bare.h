@@ -188,6 +188,8 @@ void test_hypercall(void);
 void test_fuse(void);
 void test_balloon(void);
 void test_driver(void);
+// --- test_torture.c ---
+void test_torture(void);
 // --- test_smp.c, test_smp_end.c ---
 void test_smp(void);
 void test_smpspin(void);

@@ -50,6 +50,7 @@ static const struct {
     {"latency", test_latency},
     {"shootdown", test_shootdown},
     {"storm", test_storm},
+    {"torture", test_torture},
 };
 
 // The compiler emits calls to these two.

@@ -3,8 +3,7 @@
 //
 // `pages=` (1024) pages of a pattern that depends on `seed=` (1) and the page's number only, so
 // that two guests with the same seed have the same pages; `id=` makes what they write differ. Then
-// commands come through the UART, TAG LETTER [NUMBER] and a carriage return each; a line with
-// `op=LETTER` answers, then one with `tag=TAG`. NUMBER bounds the pages (0: all) but where it says:
+// commands come (commands.h). NUMBER bounds the pages (0: all) but where it says:
 //   h  hint
 //   H  hint whole 2 MiB ranges
 //   u  unhint
@@ -25,11 +24,8 @@
 //   W  w while the other CPUs run
 //   S  stress of all CPUs, NUMBER rounds
 //   q  quit
+#include "commands.h"
 #include "fuse.h"
-
-#define COM1        0x3f8u
-#define IRQ_COM1    4u
-#define VECTOR_UART 0x63u
 
 static uint64_t hints[FUSOR_LIST_MAX] __attribute__((aligned(4096)));
 
@@ -109,42 +105,6 @@ static void show_statistics(void)
 }
 
 // --- Commands ---
-
-static void on_uart(struct frame *f)
-{
-    (void)f;
-    lapic_write(LAPIC_EOI, 0); // the byte is fetched by who waits for it
-}
-
-// Halted until it comes, so that a guest without work costs nothing.
-static char next_byte(void)
-{
-    cli();
-    while ((inb(COM1 + 5) & 1) == 0)
-        wait_interrupt();
-    return (char)inb(COM1);
-}
-
-struct command {
-    uint64_t tag, number;
-    char letter;
-};
-
-static struct command next_command(void)
-{
-    struct command c = {0, 0, 0};
-    for (;;) {
-        char byte = next_byte();
-        if (byte == '\r' || byte == '\n')
-            return c;
-        if (byte < '0' || byte > '9')
-            c.letter = byte;
-        else if (c.letter == 0)
-            c.tag = c.tag * 10 + (uint64_t)(byte - '0');
-        else
-            c.number = c.number * 10 + (uint64_t)(byte - '0');
-    }
-}
 
 static void run(const struct command *c)
 {
@@ -226,18 +186,7 @@ void test_fuse(void)
     if (errors != 0)
         return;
     fuse.first = top->to - size;
-    set_handler(VECTOR_UART, on_uart);
-    ioapic_write(0x10 + 2 * IRQ_COM1 + 1, 0);
-    ioapic_write(0x10 + 2 * IRQ_COM1, VECTOR_UART);
-    outb(COM1 + 4, 0xb); // OUT2 lets the interrupt through
-    outb(COM1 + 1, 1);   // for bytes received
+    commands_init();
     fuse_fill();
-    for (;;) {
-        struct command c = next_command();
-        if (c.letter == 'q')
-            return;
-        if (c.letter != 0)
-            run(&c);
-        report("tag=%lu errors=%lu", c.tag, (uint64_t)errors);
-    }
+    commands_serve(run);
 }

@@ -10,13 +10,14 @@ class FuseGuest:
     """A VM with pages of a known pattern that does what it is told, a letter at a time."""
 
     tags = 0
+    test = "fuse"
 
     def __init__(self, machine, name, pages=1024, memory="16M", group="web", more="", options=""):
         self.machine = machine
         self.name = name
         self.id = int.from_bytes(name.encode()[-2:], "little")
         line = (f"vm create {name} memory={memory} kernel=\\guests\\bare.bin {more} "
-                f'cmdline="test=fuse pages={pages} id={self.id} {options}"')
+                f'cmdline="test={self.test} pages={pages} id={self.id} {options}"')
         machine.ok(line + (f" fusion-group={group}" if group else ""))
         machine.ok(f"vm start {name}")
 
@@ -40,8 +41,10 @@ class FuseGuest:
         """The pairs of the line op=…, which stands before that with the tag."""
         self.attach()
         try:
-            self.machine.console.expect(r"bare: fuse (op=[^\r\n]*)\r\n(bare: fuse error[^\r\n]*\r\n)*"
-                                        rf"bare: fuse tag={tag} errors=(\d+)\r\n", timeout=timeout)
+            self.machine.console.expect(rf"bare: {self.test} (op=[^\r\n]*)\r\n"
+                                        rf"(bare: {self.test} error[^\r\n]*\r\n)*"
+                                        rf"bare: {self.test} tag={tag} errors=(\d+)\r\n",
+                                        timeout=timeout)
             match = self.machine.console.match
         finally:
             self.detach()
