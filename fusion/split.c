@@ -11,6 +11,7 @@
 #include "kernel/error.h"
 #include "kernel/memory.h"
 #include "kernel/time.h"
+#include "vm/reserve.h"
 
 #define READ_ONLY (EPT_READ | EPT_EXECUTE)
 
@@ -151,6 +152,13 @@ static bool settle(struct fusion_vm *f, gfn_t gfn, const struct ept_leaf *leaf, 
     return true;
 }
 
+static int take_frame(struct fusion_vm *f, unsigned flags, hfn_t *fresh)
+{
+    if (frame_alloc(FRAME_FUSOR, 0, 0, NULL, fresh) == 0)
+        return 0;
+    return (flags & FRAME_RESERVE) != 0 ? reserve_for_split(f->vm, fresh) : E_NOMEM;
+}
+
 // As split_gfn; `expected` is what the leaf looked like without the lock.
 static int make_private(struct fusion_vm *f, gfn_t gfn, const struct ept_leaf *expected,
                         unsigned flags, enum split_reason reason, bool alone)
@@ -165,7 +173,7 @@ static int make_private(struct fusion_vm *f, gfn_t gfn, const struct ept_leaf *e
         if (is_shared(&leaf, EPT_2M)) {
             status = fusion_make_small(f->vm, gfn);
         } else if (small && !allocated && sharers(frame_at(leaf.frame)) != 1) {
-            status = frame_alloc(FRAME_FUSOR, 0, flags, NULL, &fresh);
+            status = take_frame(f, flags, &fresh);
             allocated = status == 0;
         }
         if (status != 0)
@@ -192,15 +200,14 @@ int split_gfn(struct fusion_vm *f, gfn_t gfn, unsigned flags, enum split_reason 
     return make_private(f, gfn, &leaf, flags, reason, false);
 }
 
-// The common fault: a small shared page that others share, too. Returns false when it is something
-// else, and make_private() has to look closer.
+// The common fault: a small shared page that others share, too, and a frame beyond the reserve.
+// Returns false when it is something else, and make_private() has to look closer.
 static bool split_at_once(struct fusion_vm *f, gfn_t gfn, hfn_t shared, bool page_walk, bool alone,
                           uint64_t now)
 {
     struct ept *ept = &f->vm->ept;
     hfn_t fresh;
-    if (sharers(frame_at(shared)) == 1 ||
-        frame_alloc(FRAME_FUSOR, 0, FRAME_RESERVE, NULL, &fresh) != 0)
+    if (sharers(frame_at(shared)) == 1 || frame_alloc(FRAME_FUSOR, 0, 0, NULL, &fresh) != 0)
         return false;
     ept_lock_gfn(ept, gfn);
     bool used = replace(f, gfn, shared, fresh, alone);

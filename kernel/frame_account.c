@@ -96,5 +96,5 @@ uint64_t frames_free(void)
 uint64_t frames_beyond_reserve(void)
 {
     uint64_t n = frames_free();
-    return n > frames.reserve ? n - frames.reserve : 0;
+    return n > frame_floor() ? n - frame_floor() : 0;
 }

@@ -58,7 +58,12 @@ static void add_free(int64_t count)
 
 void frame_buddy_note_reserve(void)
 {
-    bool is_short = atomic_load_explicit(&frames.buddy_free, memory_order_relaxed) < frames.reserve;
+    uint64_t now = atomic_load_explicit(&frames.buddy_free, memory_order_relaxed);
+    bool is_short = now < frame_floor();
+    bool used = now < frames.reserve;
+    if (frames.reserve_used && !used)
+        atomic_fetch_add_explicit(&frames.reserve_epoch, 1, memory_order_relaxed);
+    frames.reserve_used = used;
     if (is_short != atomic_load_explicit(&frames.reserve_short, memory_order_relaxed))
         atomic_store_explicit(&frames.reserve_short, is_short, memory_order_relaxed);
 }

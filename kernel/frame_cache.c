@@ -49,7 +49,7 @@ static uint64_t collect(void)
 // One attempt, with the lock held.
 static uint32_t try_take(unsigned order, unsigned flags, bool *zeroed)
 {
-    uint64_t floor = (flags & FRAME_RESERVE) != 0 ? 0 : frames.reserve;
+    uint64_t floor = (flags & FRAME_RESERVE) != 0 ? 0 : frame_floor();
     bool from_pool = order == 0 && zero_count() != 0 && buddy_free() >= floor;
     *zeroed = from_pool && (flags & FRAME_ZEROED) != 0;
     if (*zeroed)
@@ -75,8 +75,8 @@ static void refill(unsigned flags)
         while (batch-- != 0)
             zeroed->frame[zeroed->count++] = frame_zero_pop();
     }
-    if (plain->count == 0 && buddy_free() > frames.reserve) {
-        uint64_t batch = MIN(FRAME_BATCH, (buddy_free() - frames.reserve) / 8);
+    if (plain->count == 0 && buddy_free() > frame_floor()) {
+        uint64_t batch = MIN(FRAME_BATCH, (buddy_free() - frame_floor()) / 8);
         // Blocks instead of single frames, the smallest there are first.
         while (batch != 0) {
             unsigned order = MIN((unsigned)__builtin_ctz(frames.nonempty), FRAME_BATCH_ORDER);

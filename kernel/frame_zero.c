@@ -42,7 +42,7 @@ static uint64_t wanted(void)
     uint64_t pool = count_now();
     uint64_t buddy = atomic_load_explicit(&frames.buddy_free, memory_order_relaxed);
     uint64_t target = MIN((buddy + pool) / 16, FRAME_ZERO_MAX);
-    uint64_t reserve = frames.reserve;
+    uint64_t reserve = frame_floor();
     if (pool >= target || buddy <= reserve)
         return 0;
     return MIN(target - pool, buddy - reserve);

@@ -84,6 +84,19 @@ uint64_t frames_reserve(void)
     return frames.reserve;
 }
 
+uint64_t frames_reserve_epoch(void)
+{
+    return atomic_load_explicit(&frames.reserve_epoch, memory_order_relaxed);
+}
+
+void frames_hold(int64_t count)
+{
+    spin_lock(&frames.lock);
+    frames.held += (uint64_t)count;
+    frame_buddy_note_reserve();
+    spin_unlock(&frames.lock);
+}
+
 struct frame *frame_of(hfn_t n)
 {
     if (n.raw >= frames.limit || frames.table[n.raw].state == FRAME_NONE)

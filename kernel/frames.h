@@ -71,6 +71,11 @@ void frames_add(hfn_t first, uint64_t count, enum frame_state state);
 void frames_count_files(uint64_t count);
 void frames_set_reserve(uint64_t count);
 uint64_t frames_reserve(void);
+// Grows whenever the reserve, of which something was taken, is full again.
+uint64_t frames_reserve_epoch(void);
+// `count` more frames than the reserve are for those who may take from it; negative: fewer. For
+// somebody whose frames are about to be freed and shall come back to it.
+void frames_hold(int64_t count);
 
 // The record of a frame that is known to be Fusor's RAM, without a look.
 extern struct frame *frame_records;

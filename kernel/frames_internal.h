@@ -68,7 +68,9 @@ struct frames {
     struct frame *table;
     uint64_t limit; // frame numbers below it are in the table
     uint64_t reserve;
-    _Atomic bool reserve_short;        // buddy_free < reserve
+    uint64_t held;                     // frames_hold(): as if the reserve were so much larger
+    _Atomic uint64_t reserve_epoch;    // how often the reserve was filled up
+    _Atomic bool reserve_short;        // buddy_free < reserve + held
     _Atomic uint32_t snapshot_waiting; // readers that sections have to let through
 
     // Under the lock; buddy_free and zero_count are also glanced at without.
@@ -81,6 +83,7 @@ struct frames {
     uint64_t zero_started;  // batches taken for zeroing
     uint64_t zero_finished; // batches that have arrived in the pool
     uint32_t large_failures;
+    bool reserve_used; // buddy_free < reserve
 
     _Atomic uint64_t total;
     _Atomic uint64_t file_frames;
@@ -97,6 +100,12 @@ static inline struct frame_cpu *frame_this_cpu(void)
     // Keeps the compiler from computing the address anew for every field.
     __asm__("" : "+r"(c));
     return c;
+}
+
+// What has to stay in the buddy, but for those who may take from the reserve.
+static inline uint64_t frame_floor(void)
+{
+    return frames.reserve + frames.held;
 }
 
 static inline struct frame *frame_record(uint32_t n)

@@ -15,7 +15,7 @@ int ballooned_create(struct vm *vm)
     vm->ballooned = heap_alloc(vm->ranges * BALLOONED_WORDS * sizeof(*vm->ballooned));
     if (vm->ballooned == NULL)
         return E_NOMEM;
-    if (frame_alloc(FRAME_FUSOR, 0, FRAME_ZEROED, NULL, &vm->zero_page) != 0) {
+    if (frame_alloc(FRAME_FUSOR, 0, FRAME_ZEROED | FRAME_RESERVE, NULL, &vm->zero_page) != 0) {
         heap_free(vm->ballooned);
         vm->ballooned = NULL;
         return E_NOMEM;

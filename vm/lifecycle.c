@@ -315,10 +315,14 @@ static int resume(struct vm *vm, char *why)
 static int restart(struct vm *vm, char *why)
 {
     bool paused = vm->state == VM_PAUSED;
+    // VMs that wait for memory shall not take what this one needs to begin anew.
+    int64_t own = (int64_t)vm->account.private_frames;
+    frames_hold(own);
     vm->restarting = true;
     power_off(vm, VM_STOPPED);
     int status = power_on(vm, why);
     vm->restarting = false;
+    frames_hold(-own);
     if (status != 0) {
         vm->held_back = 0;
         return status;

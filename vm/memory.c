@@ -29,6 +29,8 @@
 // Without fusion (host tests) no leaf is ever shared.
 static const struct vm_memory_ops *memory_ops;
 
+_Atomic unsigned vm_memories;
+
 void vm_set_memory_ops(const struct vm_memory_ops *ops)
 {
     memory_ops = ops;
@@ -230,7 +232,9 @@ static int touch_alloc(struct vm *vm, gfn_t gfn, bool write, hfn_t *frame, bool 
     if (write && ballooned_has(vm, gfn))
         vm_hold_back(vm);
     bool may = !vm_is_held_back(vm) || vm_may_grow(vm);
-    if (may && frame_alloc(FRAME_PRIVATE, 0, FRAME_ZEROED, &vm->account, frame) == 0)
+    // What a VM had is held for it while it restarts: that is beyond what others may take.
+    unsigned flags = FRAME_ZEROED | (vm->restarting ? FRAME_RESERVE : 0);
+    if (may && frame_alloc(FRAME_PRIVATE, 0, flags, &vm->account, frame) == 0)
         return 0;
     if (!ballooned_credit(vm))
         return E_NOMEM;
@@ -433,6 +437,7 @@ int vm_memory_create(struct vm *vm)
         return status;
     }
     vm->memory_present = true;
+    atomic_fetch_add(&vm_memories, 1);
     if (memory_ops != NULL && memory_ops->create(vm) != 0) {
         vm_memory_destroy(vm);
         return E_NOMEM;
@@ -478,5 +483,6 @@ void vm_memory_destroy(struct vm *vm)
     heap_free(vm->touched);
     vm->touched = NULL;
     vm->memory_present = false;
+    atomic_fetch_sub(&vm_memories, 1);
     CHECK(vm->account.private_frames == 0 && vm->account.shared_gfns == 0);
 }

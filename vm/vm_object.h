@@ -48,7 +48,8 @@ struct vm {
     enum vm_state state;
     bool busy;           // a lifecycle operation is under way
     bool memory_present; // EPT and contents exist
-    bool restarting;     // they will again in a moment: what was promised to it stays so
+    bool restarting; // they will again in a moment: what was promised to it, and its frames, are
+                     // kept
     _Atomic enum vm_request request;
     uint8_t exit_code; // for VM_REQUEST_EXIT
     char crash[VM_WHY_MAX];
@@ -70,6 +71,8 @@ struct vm {
     // overcommit = off: so many pages were promised to others while they were in the balloon, and
     // may have left it unasked. vm/shortage.c
     _Atomic uint64_t held_back;
+    _Atomic uint64_t split_taken; // vm/reserve.h: frames of the reserve, since split_epoch
+    _Atomic uint64_t split_epoch;
     _Atomic bool waits_said;    // vm/shortage.c: an episode of waiting for memory is under way
     _Atomic uint64_t waited_at; // TSC: when a vCPU waited last
     _Atomic uint64_t rom_writes;
@@ -189,6 +192,7 @@ uint64_t vm_range_of(const struct vm *vm, gfn_t gfn);
 // gfn lock held: `pages` pages of gfn's range were taken from the guest.
 void vm_untouch(struct vm *vm, gfn_t gfn, unsigned pages);
 int vm_memory_create(struct vm *vm);
+extern _Atomic unsigned vm_memories; // VMs that have any
 // gfn lock held, before a large leaf is split: if an intake has it protected as a whole, it gets
 // its permission back and the intake sees that, because the pieces would be nobody's candidates.
 void vm_end_candidate(struct vm *vm, gfn_t gfn, const struct ept_leaf *leaf);

@@ -98,7 +98,7 @@ static void check_everything(struct frame_account *const *accounts, size_t accou
         assert_int_equal(seen[n]++, 0);
     }
     assert_int_equal(found, s.count[FRAME_FREE]);
-    assert_int_equal(frames.reserve_short, frames.buddy_free < frames.reserve);
+    assert_int_equal(frames.reserve_short, frames.buddy_free < frames.reserve + frames.held);
     assert_true(spin_none_held());
     free(seen);
 }
@@ -298,6 +298,42 @@ static void test_reserve(void **state)
     frames_set_reserve(1000000);
     assert_int_equal(frame_alloc(FRAME_PRIVATE, 0, 0, &account, &n), E_NOMEM);
     assert_int_equal(frame_alloc(FRAME_TABLE, 2, FRAME_RESERVE, NULL, &n), 0);
+    check_everything(NULL, 0);
+}
+
+// What is held for somebody is as if the reserve were larger; the reserve itself is full before.
+static void test_hold(void **state)
+{
+    (void)state;
+    setup(500, 2);
+    frames_set_reserve(100);
+    struct frame_account account = {0};
+    hfn_t all[500], n;
+    unsigned count = 0;
+    while (frame_alloc(FRAME_PRIVATE, 0, 0, &account, &all[count]) == 0)
+        count++;
+    uint64_t epoch = frames_reserve_epoch();
+    for (unsigned i = 0; i < 10; i++)
+        assert_int_equal(frame_alloc(FRAME_TABLE, 0, FRAME_RESERVE, NULL, &n), 0);
+    frames_hold(50);
+    assert_int_equal(frames_reserve(), 100);
+    for (unsigned i = 0; i < 60; i++) {
+        assert_int_equal(frames_reserve_epoch(), epoch + (i >= 10));
+        fake_set_cpu(i % 2);
+        frame_free(all[--count], 0, &account);
+        assert_int_equal(frame_alloc(FRAME_PRIVATE, 0, 0, &account, &n), E_NOMEM);
+        assert_int_equal(frames_beyond_reserve(), 0);
+        check_everything(NULL, 0);
+    }
+    // It is there for whoever may take from the reserve, and for all when it is held no more.
+    assert_int_equal(free_frames(), 150);
+    for (unsigned i = 0; i < 20; i++)
+        assert_int_equal(frame_alloc(FRAME_PRIVATE, 0, FRAME_RESERVE, &account, &all[count++]), 0);
+    frames_hold(-50);
+    assert_int_equal(frames_beyond_reserve(), 30);
+    for (unsigned i = 0; i < 30; i++)
+        assert_int_equal(frame_alloc(FRAME_PRIVATE, 0, 0, &account, &all[count++]), 0);
+    assert_int_equal(frame_alloc(FRAME_PRIVATE, 0, 0, &account, &n), E_NOMEM);
     check_everything(NULL, 0);
 }
 
@@ -609,6 +645,7 @@ int main(void)
         cmocka_unit_test(test_exhaustion),
         cmocka_unit_test(test_caches_are_collected),
         cmocka_unit_test(test_reserve),
+        cmocka_unit_test(test_hold),
         cmocka_unit_test(test_zero_pool),
         cmocka_unit_test(test_reserve_and_pool),
         cmocka_unit_test(test_fields_after_alloc),

@@ -367,6 +367,61 @@ static void test_reserve(void **state)
     world_finish();
 }
 
+// Writes to shared pages of VM n until it has to wait; returns how many it had split.
+static unsigned split_until_short(unsigned n, unsigned *next)
+{
+    unsigned done = 0;
+    while (store(1, n, *next, 8, 1)) {
+        ++*next;
+        done++;
+    }
+    return done;
+}
+
+// Half of the reserve is for splits, in equal parts; the parts come back when it is full again.
+static void test_parts_of_the_reserve(void **state)
+{
+    (void)state;
+    enum { PAGES = 120, RESERVE = 60 };
+    world_start(0);
+    world_vms(3);
+    for (unsigned n = A; n <= C; n++)
+        for (unsigned i = 0; i < PAGES; i++) {
+            fill(1, n, P + i, 42 + i * 1000);
+            hint(n, P + i);
+        }
+    frames_set_reserve(RESERVE);
+    hfn_t others[2 * RESERVE]; // memory of other VMs
+    unsigned count = 0;
+    while (count < ARRAY_SIZE(others))
+        assert_int_equal(frame_alloc(FRAME_FUSOR, 0, 0, NULL, &others[count++]), 0);
+    world_starve(RESERVE);
+    world.may_wait = true;
+    unsigned next[] = {P, P, P};
+    for (unsigned round = 0; round < 2; round++) {
+        assert_int_equal(split_until_short(A, &next[A]), RESERVE / 2 / 3);
+        assert_int_equal(split_until_short(B, &next[B]), RESERVE / 2 / 3);
+        assert_int_equal(split_until_short(A, &next[A]), 0);
+        assert_int_equal(world_snapshot().count[FRAME_FREE], RESERVE - RESERVE / 3);
+        // A driver that has to give finds a bit more.
+        world.vm[A].balloon_driver = true;
+        world.vm[A].balloon_target = 100;
+        assert_true(store(1, A, next[A]++, 8, 1));
+        world.vm[A].balloon_target = 0;
+        // What is freed fills the reserve up first, and is nobody's before.
+        while (world_snapshot().count[FRAME_FREE] < RESERVE) {
+            assert_int_equal(split_until_short(A, &next[A]), 0);
+            frame_free(others[--count], 0, NULL);
+        }
+    }
+    while (count != 0)
+        frame_free(others[--count], 0, NULL);
+    frames_set_reserve(0);
+    world_feed();
+    world_check_contents();
+    world_finish();
+}
+
 // A large shared page, every allocation fails once.
 static void test_split_of_a_range_without_memory(void **state)
 {
@@ -550,6 +605,7 @@ int main(void)
         cmocka_unit_test(test_fusor_writes),
         cmocka_unit_test(test_split_without_memory),
         cmocka_unit_test(test_reserve),
+        cmocka_unit_test(test_parts_of_the_reserve),
         cmocka_unit_test(test_split_of_a_range_without_memory),
         cmocka_unit_test(test_backoff),
         cmocka_unit_test(test_page_walks),

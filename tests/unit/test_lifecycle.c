@@ -33,6 +33,7 @@ static unsigned stubborn;   // looks at vcpu_is_out() until it says so
 static unsigned forgotten;  // VMs whose memory is no more
 static unsigned policy_for; // number of vCPUs that CPUID shows
 static bool load_fails;
+static int64_t held;     // frames_hold()
 static char events[256]; // s: asked to stop, w: waited, r: reset, a: let go, M: memory, m: gone
 static jmp_buf idle;
 static void (*service_function)(void *);
@@ -150,12 +151,23 @@ const struct vcpu_ops vm_vcpu_ops;
 int vm_memory_create(struct vm *vm)
 {
     note('M', 0);
+    // What a VM had is held for it while it is loaded anew, and for no other reason.
+    assert_int_equal(held, vm->restarting ? 10 : 0);
+    vm->account.private_frames = 10;
     vm->memory_present = true;
     return 0;
 }
 
+void frames_hold(int64_t count)
+{
+    held += count;
+    assert_true(held >= 0);
+}
+
 void vm_memory_destroy(struct vm *vm)
 {
+    assert_true(!vm->restarting || held == (int64_t)vm->account.private_frames);
+    vm->account.private_frames = 0;
     for (unsigned i = 0; i < vm->vcpus_made; i++)
         assert_int_not_equal(vm->vcpus[i]->stop, 0);
     if (vm->memory_present)
@@ -342,6 +354,7 @@ static int tear_down(void **state)
 {
     (void)state;
     forgotten = 0;
+    assert_int_equal(held, 0);
     assert_int_equal(vm_destroy("alpha", why), 0);
     assert_int_equal(forgotten, 1);
     assert_int_equal(objects, 0);

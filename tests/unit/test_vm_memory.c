@@ -480,6 +480,25 @@ static void test_machine_is_full(void **state)
     finish();
 }
 
+// A VM that is loaded anew may have what is held for it, which stands behind the reserve's line.
+static void test_restart_without_frames(void **state)
+{
+    (void)state;
+    start(8 * MIB, VM_LARGE_OFF);
+    touch(0);
+    frames_set_reserve(free_frames());
+    uint32_t word = 1;
+    assert_int_equal(guest_write(&vm, gpa(0x1000), &word, 4), E_NOMEM);
+    vm.restarting = true;
+    assert_int_equal(guest_write(&vm, gpa(0x1000), &word, 4), 0);
+    vm.restarting = false;
+    assert_int_equal(guest_write(&vm, gpa(0x2000), &word, 4), E_NOMEM);
+    frames_set_reserve(0);
+    assert_int_equal(guest_write(&vm, gpa(0x2000), &word, 4), 0);
+    check();
+    finish();
+}
+
 // Two CPUs touch at once: who comes second gives its frame back and counts nothing.
 static uint64_t rival_address;
 
@@ -1222,6 +1241,7 @@ int main(void)
         cmocka_unit_test(test_permission_that_nobody_gives),
         cmocka_unit_test(test_first_touch_without_frames),
         cmocka_unit_test(test_machine_is_full),
+        cmocka_unit_test(test_restart_without_frames),
         cmocka_unit_test(test_second_toucher),
         cmocka_unit_test(test_read_populates_nothing),
         cmocka_unit_test(test_out_of_range),
