@@ -11,11 +11,12 @@
 #include "kernel/time.h"
 #include "vm/layout.h"
 
-#define RANGE_PAGES     UINT64_C(512)
-#define SPLITS_AT_ONCE  256u // pages looked at between two yields
-#define RANGES_AT_ONCE  8u   // ranges of one VM that are checked per second
-#define SCAN_CREDIT_MAX 65536u
-#define COLLAPSE_TRIES  30u // seconds that a range may go on being written to
+#define RANGE_PAGES       UINT64_C(512)
+#define SPLITS_AT_ONCE    256u   // pages looked at between two yields
+#define LOOKS_WHILE_SHORT 16384u // pages looked at per second while there are no frames
+#define RANGES_AT_ONCE    8u     // ranges of one VM that are checked per second
+#define SCAN_CREDIT_MAX   65536u
+#define COLLAPSE_TRIES    30u // seconds that a range may go on being written to
 
 static struct fiber *service;
 
@@ -56,24 +57,37 @@ static gfn_t next_ram(const struct vm *vm, gfn_t gfn, bool *wrapped)
 
 // --- Fusion was switched off ---
 
+// The last sharer of a small page needs no frame.
+static bool is_last_sharer(const struct ept_leaf *leaf)
+{
+    return leaf->level == EPT_4K &&
+           __atomic_load_n(&frame_at(leaf->frame)->count, __ATOMIC_RELAXED) == 1;
+}
+
+// Goes on where the last round had to end, and at most once past the end.
 static void split_all(struct fusion_vm *f)
 {
-    f->split_next = (gfn_t){0};
+    bool is_short = false, again = false;
     for (unsigned n = 0; f->mode == FUSION_SPLITTING && f->active; n++) {
         bool wrapped;
         gfn_t gfn = next_ram(f->vm, f->split_next, &wrapped);
         if (wrapped) {
             int splitting = FUSION_SPLITTING;
+            f->split_next = (gfn_t){0};
             // Nothing is shared, and nobody but us is at work who could have begun to share.
             if (f->users == 1 && f->vm->account.shared_gfns == 0)
                 atomic_compare_exchange_strong(&f->mode, &splitting, FUSION_OFF);
-            return;
+            if (again)
+                return;
+            again = true;
+            continue;
         }
         struct ept_leaf leaf = ept_lookup(&f->vm->ept, gfn);
-        if (leaf.present && leaf.kind == EPT_KIND_SHARED &&
-            split_gfn(f, gfn, 0, SPLIT_ORDERED) != 0)
-            return; // no frames now: the next round begins anew
+        if (leaf.present && leaf.kind == EPT_KIND_SHARED && (!is_short || is_last_sharer(&leaf)))
+            is_short |= split_gfn(f, gfn, 0, SPLIT_ORDERED) != 0;
         f->split_next.raw = gfn.raw + 1;
+        if (is_short && n >= LOOKS_WHILE_SHORT)
+            return;
         if (n % SPLITS_AT_ONCE == SPLITS_AT_ONCE - 1)
             fiber_yield();
     }

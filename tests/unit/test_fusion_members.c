@@ -330,6 +330,37 @@ static void test_switch_off_without_frames(void **state)
     world_finish();
 }
 
+// Pages behind one that finds no frame: those that need none do not wait for it.
+static void test_switch_off_gets_on_without_frames(void **state)
+{
+    (void)state;
+    struct fusion_info info;
+    world_start(0);
+    world_vms(3);
+    for (unsigned i = 0; i < 20; i++) {
+        unsigned partner = i < 10 ? B : C;
+        fill(1, A, P + i, 42 + i);
+        fill(1, partner, P + i, 42 + i);
+        hint(A, P + i);
+        hint(partner, P + i);
+    }
+    fusion_off(A);
+    world_end_vm(C, true);
+    world_starve(0);
+    for (unsigned i = 0; i < 2; i++) {
+        service_round();
+        fusion_get("a", &info);
+        assert_int_equal(info.mode, FUSION_SPLITTING);
+        assert_int_equal(info.shared_left, 10);
+    }
+    world_feed();
+    service_round();
+    fusion_get("a", &info);
+    assert_int_equal(info.mode, FUSION_OFF);
+    world_check_contents();
+    world_finish();
+}
+
 static void write_ahead(void)
 {
     store(3, A, P + 299, 8, 5);
@@ -489,6 +520,7 @@ int main(void)
         cmocka_unit_test(test_create_without_memory),
         cmocka_unit_test(test_switch_off),
         cmocka_unit_test(test_switch_off_without_frames),
+        cmocka_unit_test(test_switch_off_gets_on_without_frames),
         cmocka_unit_test(test_others_while_splitting),
         cmocka_unit_test(test_candidates_of_a_vm_that_is_off),
         cmocka_unit_test(test_off_from_the_start),
