@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // sources: tests/unit/fusion_world.c tests/unit/fusion_guest.c tests/unit/fusion_check.c
-// sources: vm/memory.c vm/ballooned.c vm/shortage.c
+// sources: tests/unit/fusion_cpus.c tests/unit/fusion_gives.c
+// sources: vm/memory.c vm/ballooned.c vm/shortage.c balloon/pages.c
 // sources: fusion/backoff.c fusion/budget.c fusion/control.c fusion/fuse.c fusion/index.c
 // sources: fusion/index_table.c fusion/intake.c fusion/members.c fusion/page_general.c
 // sources: fusion/page_ops.c fusion/range.c fusion/service.c fusion/split.c
@@ -13,7 +14,8 @@
 // Random runs against a model of what each guest last wrote. CPUs are coroutines: at every lock,
 // shootdown, allocation, look at a leaf, hash, compare and turn of a waiting loop any other CPU
 // may go on. CPUs run guests, with translations cached like hardware does, hint, write and read for
-// guests, order splits, switch fusion, reset VMs; one is the service fiber.
+// guests, order splits, switch fusion, reset VMs, give pages to the balloon and take them back; one
+// is the service fiber.
 //
 // A seed that fails is printed. FUSION_SEEDS=n runs n seeds, FUSION_SEED=n only that one;
 // FUSION_SECONDS=n stops after about n seconds.
@@ -21,25 +23,21 @@
 #include <stdio.h>
 #include <time.h>
 #include <sys/wait.h>
-#include <ucontext.h>
 #include <unistd.h>
 
-#include "fusion_world.h"
+#include "fusion_cpus.h"
+#include "fusion_gives.h"
 
 #include "kernel/sched.h"
 
 #define WORKERS    3u // CPUs 0..2; CPU 3 is the service fiber's
 #define SERVICE    3u
 #define VMS        3u
-#define OPERATIONS 60u // of each CPU in one run
-#define STACK_SIZE (256 * 1024)
+#define OPERATIONS 60u           // of each CPU in one run
 #define FIRST      UINT64_C(512) // the pages that are used: in two whole ranges
 #define PAGES      12u
 #define RANGES     2u // large ones at 512 and 1024
 
-static ucontext_t main_context, cpu_context[WORLD_CPUS];
-static char stacks[WORLD_CPUS][STACK_SIZE];
-static bool finished[WORLD_CPUS];
 static bool running;
 static uint64_t seed, started;
 static unsigned skip_every; // so many shootdowns on average one is left out; 0: none
@@ -49,6 +47,7 @@ static bool large;          // ranges are populated at once, and hinted whole
 static bool stopping;       // the service may end at its next sleep
 static unsigned busy[VMS];  // CPUs that do something for that VM
 static bool resetting[VMS];
+static bool full;     // what VMs do not use is in their balloons
 static bool shortage; // frames are taken away at times
 static struct {
     uint64_t steps, fused, splits, last, cancelled, mismatch, resets, waits, large, collapses;
@@ -63,19 +62,24 @@ static unsigned below(unsigned n)
     return (unsigned)(seed * UINT64_C(2685821657736338717) >> 33) % n;
 }
 
-static void take_nmi(unsigned cpu)
+// What any output of metrics may show: no VM has more than its memory, and what VMs have is what
+// frames there are.
+static void check_accounts(bool all)
 {
-    if (!world.cpu[cpu].nmi)
+    uint64_t own = 0, gfns = 0;
+    for (unsigned n = 0; n < VMS; n++) {
+        const struct frame_account *a = &world.vm[n].account;
+        if (a->private_frames + a->shared_gfns + a->ballooned >
+            world.vm[n].config.memory / PAGE_SIZE)
+            abort();
+        own += a->private_frames;
+        gfns += a->shared_gfns;
+    }
+    if (!all)
         return;
-    world.cpu[cpu].nmi = false;
-    world_leave(cpu); // in root mode: nothing to leave
-}
-
-static void yield_to_others(void)
-{
-    unsigned self = cpu_index();
-    swapcontext(&cpu_context[self], &main_context);
-    take_nmi(self);
+    struct frames_snapshot s = world_snapshot();
+    if (own != s.count[FRAME_PRIVATE] || gfns != s.count[FRAME_SHARED] + s.saved)
+        abort();
 }
 
 static void step(enum world_point point)
@@ -84,9 +88,10 @@ static void step(enum world_point point)
     fake_tsc += below(20000);
     if (point == POINT_SHOOTDOWN && skip_every != 0 && below(skip_every) == 0)
         world.skip = 1;
+    check_accounts(happened.steps % 64 == 0);
     // Who waits lets others go on; else some points pass without.
     if (point == POINT_RELAX || point == POINT_YIELD || below(patience) == 0)
-        yield_to_others();
+        cpus_yield();
 }
 
 // --- Guests ---
@@ -116,6 +121,10 @@ static void run_guest(unsigned cpu, unsigned vm)
     for (unsigned n = below(12); n > 0; n--) {
         uint64_t gfn = any_gfn();
         unsigned what = below(large ? 100 : 20);
+        if (!gives_use(vm, gfn)) {
+            gives_wild(cpu, vm, gfn, below);
+            continue;
+        }
         if (what < 10 || what >= 20)
             load(cpu, vm, gfn);
         else if (what < 15)
@@ -124,7 +133,8 @@ static void run_guest(unsigned cpu, unsigned vm)
             happened.waits += !store(cpu, vm, gfn, 8 * below(512), below(3));
         else
             world_access(cpu, vm, gfn, READ | WRITE | WALK);
-        yield_to_others();
+        gives_used(vm, gfn);
+        cpus_yield();
     }
     world_leave(cpu);
 }
@@ -149,9 +159,27 @@ static void send_hints(unsigned vm, bool un)
 
 static void write_for(unsigned vm)
 {
-    uint64_t value = below(3), address = (any_gfn() << PAGE_SHIFT) + 8 * below(512);
-    if (fusor_write(vm, address, &value, sizeof(value)) != 0)
+    uint64_t value = below(3), gfn = any_gfn();
+    if (!gives_use(vm, gfn))
+        return;
+    if (fusor_write(vm, (gfn << PAGE_SHIFT) + 8 * below(512), &value, sizeof(value)) != 0)
         happened.waits++;
+    gives_used(vm, gfn);
+}
+
+static void read_for(unsigned vm)
+{
+    uint64_t gfn = any_gfn();
+    if (!gives_use(vm, gfn))
+        return;
+    fusor_read(vm, gfn);
+    gives_used(vm, gfn);
+}
+
+static void give(unsigned cpu, unsigned vm)
+{
+    bool range = large && below(8) == 0;
+    gives_work(cpu, vm, range ? 1 : 1 + below(8), range ? 9 : 0, any_gfn, below);
 }
 
 static void order_split(unsigned vm)
@@ -184,6 +212,18 @@ static void create(unsigned vm)
         if (world.vm[vm].memory_present)
             abort();
     }
+    gives_start(vm);
+    world.vm[vm].balloon_driver = true;
+    world.vm[vm].balloon_target = below(2) * 100;
+    // A VM that has all the memory it may have, nearly: the rest is in its balloon.
+    void (*stepping)(enum world_point) = world.step;
+    world.step = NULL;
+    for (uint64_t gfn = 0; full && gfn < FIRST + 512; gfn++) {
+        uint64_t entry = FUSOR_ENTRY(gfn, 0, 0);
+        if (gfn < FIRST || gfn >= FIRST + PAGES)
+            balloon_inflate(&world.vm[vm], &entry, 1);
+    }
+    world.step = stepping;
 }
 
 static void reset(unsigned vm)
@@ -193,7 +233,7 @@ static void reset(unsigned vm)
     resetting[vm] = true;
     busy[vm]--;
     while (busy[vm] != 0)
-        yield_to_others();
+        cpus_yield();
     note_figures(vm);
     world_end_vm(vm, true);
     create(vm);
@@ -217,8 +257,10 @@ static void operate(unsigned cpu)
         return;
     busy[vm]++;
     unsigned what = below(100);
-    if (what < 45)
+    if (what < 35)
         run_guest(cpu, vm);
+    else if (what < 50)
+        give(cpu, vm);
     else if (what < 75)
         send_hints(vm, false);
     else if (what < 77)
@@ -226,7 +268,7 @@ static void operate(unsigned cpu)
     else if (what < 85)
         write_for(vm);
     else if (what < 90)
-        fusor_read(vm, any_gfn());
+        read_for(vm);
     else if (what < 93)
         order_split(vm);
     else if (what < 94)
@@ -243,11 +285,8 @@ static void work(void)
     unsigned cpu = cpu_index();
     for (unsigned i = 0; i < OPERATIONS; i++) {
         operate(cpu);
-        yield_to_others();
+        cpus_yield();
     }
-    finished[cpu] = true;
-    for (;;)
-        yield_to_others();
 }
 
 // --- The service fiber, on a CPU of its own ---
@@ -256,12 +295,12 @@ static void sleep_between(void)
 {
     fake_tsc += SECOND / 4;
     if (stopping) {
-        finished[SERVICE] = true;
+        cpu_finished[SERVICE] = true;
         for (;;)
-            yield_to_others();
+            cpus_yield();
     }
     for (unsigned i = 0; i < 20; i++)
-        yield_to_others();
+        cpus_yield();
 }
 
 static void serve(void)
@@ -269,21 +308,9 @@ static void serve(void)
     world.serve(NULL);
 }
 
-static void make_cpu(unsigned cpu, void (*function)(void))
-{
-    getcontext(&cpu_context[cpu]);
-    cpu_context[cpu].uc_stack.ss_sp = stacks[cpu];
-    cpu_context[cpu].uc_stack.ss_size = STACK_SIZE;
-    cpu_context[cpu].uc_link = NULL;
-    makecontext(&cpu_context[cpu], function, 0);
-    finished[cpu] = false;
-}
-
 static void resume(unsigned cpu)
 {
-    fake_set_cpu(cpu);
-    swapcontext(&main_context, &cpu_context[cpu]);
-    fake_set_cpu(0);
+    cpus_resume(cpu);
     if (world.stale != 0) {
         print_error("seed %lu: stale after %lu steps\n", started, happened.steps);
         abort();
@@ -317,6 +344,7 @@ static void run(uint64_t number)
     contents = 2 + below(4);
     patience = 2u << below(5);
     large = below(4) == 0;
+    full = !large && below(8) == 0;
     shortage = below(3) == 0;
     stopping = false;
     world_start(large ? 8192 : 1536);
@@ -336,18 +364,18 @@ static void run(uint64_t number)
     world.step = step;
     world.sleep = sleep_between;
     for (unsigned cpu = 0; cpu < WORKERS; cpu++)
-        make_cpu(cpu, work);
-    make_cpu(SERVICE, serve);
+        cpus_make(cpu, work);
+    cpus_make(SERVICE, serve);
     for (unsigned left = WORKERS; left != 0;) {
         unsigned cpu = below(WORLD_CPUS);
-        if (finished[cpu])
+        if (cpu_finished[cpu])
             continue;
         resume(cpu);
-        if (cpu != SERVICE && finished[cpu])
+        if (cpu != SERVICE && cpu_finished[cpu])
             left--;
     }
     stopping = true;
-    while (!finished[SERVICE])
+    while (!cpu_finished[SERVICE])
         resume(SERVICE);
     world.step = NULL;
     world.sleep = NULL;
@@ -413,11 +441,17 @@ static void test_property(void **state)
                   happened.last, happened.cancelled, happened.mismatch, happened.large,
                   happened.collapses, happened.resets, happened.switches, happened.scanned,
                   happened.waits);
+    print_message("balloon: %lu pages inflated, %lu reported, %lu deflated, %lu calls refused, %lu "
+                  "wild accesses\n",
+                  gives_happened.inflated, gives_happened.reported, gives_happened.deflated,
+                  gives_happened.refused, gives_happened.wild);
     if (number - first < 300)
         return;
     // The runs went everywhere.
     assert_true(happened.fused > 1000 && happened.splits > 1000 && happened.last > 100);
     assert_true(happened.cancelled > 10 && happened.mismatch > 10 && happened.large > 5);
+    assert_true(gives_happened.inflated > 1000 && gives_happened.deflated > 100);
+    assert_true(gives_happened.reported > 1000 && gives_happened.wild > 100);
     assert_true(happened.resets > 10 && happened.switches > 100 && happened.waits > 10);
 }
 
