@@ -148,8 +148,14 @@ const char *vmx_exit_name(unsigned reason)
 
 const struct vcpu_ops vm_vcpu_ops;
 
+// What overcommit = off has left for others while a VM has no memory for a moment.
+static uint64_t left_meanwhile;
+
 int vm_memory_create(struct vm *vm)
 {
+    struct vm_commitment c;
+    vm_commitment(&c);
+    left_meanwhile = c.left;
     note('M', 0);
     // What a VM had is held for it while it is loaded anew, and for no other reason.
     assert_int_equal(held, vm->restarting ? 10 : 0);
@@ -173,6 +179,7 @@ void vm_memory_destroy(struct vm *vm)
     if (vm->memory_present)
         note('m', 0);
     vm->memory_present = false;
+    vm->account.ballooned = 0;
 }
 
 void vm_memory_forget(struct vm *vm)
@@ -559,6 +566,61 @@ static void sums(void **state)
     assert_false(info.report.present);
 }
 
+static uint64_t left_to_promise(void)
+{
+    struct vm_commitment c;
+    vm_commitment(&c);
+    return c.left;
+}
+
+// overcommit = off: what is in the balloon may have been promised to others, so a VM that is reset,
+// by the operator or by its guest, goes on without it; one that is stopped and started has to fit.
+static void resets_keep_promises(void **state)
+{
+    (void)state;
+    uint64_t all = 1000000 - 1000, pages = config.memory / PAGE_SIZE;
+    vm_set_overcommit(false);
+    assert_int_equal(vm_start("alpha", why), 0);
+    assert_int_equal(left_to_promise(), all - pages);
+    vm->account.ballooned = 300;
+    for (unsigned turn = 0; turn < 2; turn++) {
+        if (turn == 0) {
+            assert_int_equal(vm_reset("alpha", why), 0);
+        } else {
+            vm_ask(vm, VM_REQUEST_RESET);
+            serve_requests();
+        }
+        assert_int_equal(vm->state, VM_RUNNING);
+        assert_int_equal(vm->account.ballooned, 0);
+        assert_int_equal(vm->held_back, 300);
+        assert_int_equal(left_meanwhile, all - pages + 300);
+        assert_int_equal(left_to_promise(), all - pages + 300);
+        assert_false(vm->restarting);
+    }
+    vm->account.ballooned = 400; // its driver has given more than before
+    assert_int_equal(vm_reset("alpha", why), 0);
+    assert_int_equal(vm->held_back, 400);
+    // With a kernel that cannot be loaded it has no memory, and promises nothing.
+    load_fails = true;
+    vm_ask(vm, VM_REQUEST_RESET);
+    serve_requests();
+    assert_int_equal(vm->state, VM_CRASHED);
+    assert_int_equal(vm->held_back, 0);
+    assert_int_equal(left_to_promise(), all);
+    load_fails = false;
+    assert_int_equal(vm_start("alpha", why), 0);
+    vm->account.ballooned = 300;
+    assert_int_equal(vm_reset("alpha", why), 0);
+    assert_int_equal(vm_stop("alpha", why), 0);
+    assert_int_equal(vm->held_back, 0);
+    assert_int_equal(left_to_promise(), all);
+    vm_set_overcommit(true);
+    assert_int_equal(vm_start("alpha", why), 0);
+    vm->account.ballooned = 300;
+    assert_int_equal(vm_reset("alpha", why), 0);
+    assert_int_equal(vm->held_back, 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -568,6 +630,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(the_number_changes_with_the_next_start, set_up, tear_down),
         cmocka_unit_test_setup_teardown(without_memory_for_vcpus, set_up, tear_down),
         cmocka_unit_test_setup_teardown(sums, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(resets_keep_promises, set_up, tear_down),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
