@@ -76,8 +76,14 @@ static void fusor_balloon_work(struct work_struct *work)
 	bool settled;
 
 	do {
+		bool rung = READ_ONCE(fusor_rung);
+		u64 before = fusor_target;
+
 		WRITE_ONCE(fusor_rung, false);
 		fusor_ask_target();
+		/* While a VM waits for memory Fusor rings all of them, once a second. */
+		if (rung && fusor_target == before)
+			fusor_machine_short();
 		while (!READ_ONCE(fusor_still) && !READ_ONCE(fusor_rung) && fusor_balloon_step())
 			cond_resched();
 	} while (!READ_ONCE(fusor_still) && READ_ONCE(fusor_rung));

@@ -39,6 +39,7 @@ enum fusor_deflate_reason {
 
 unsigned long fusor_deflate(unsigned long pages, enum fusor_deflate_reason reason);
 void fusor_abandon(void);
+void fusor_machine_short(void);
 
 /* --- balloon_pressure.c --- */
 

@@ -12,6 +12,7 @@
 
 #include <linux/balloon_compaction.h>
 #include <linux/gfp.h>
+#include <linux/jiffies.h>
 #include <linux/ktime.h>
 #include <linux/list.h>
 #include <linux/minmax.h>
@@ -27,9 +28,19 @@ static bool balloon_extents = true;
 module_param(balloon_extents, bool, 0644);
 MODULE_PARM_DESC(balloon_extents, "give whole 2 MiB ranges where there are any, not only pages (Y)");
 
-/* Taken from the page allocator at once: 16 MiB in ranges, 1 MiB in pages. */
-#define STEP_EXTENTS 8U
+/*
+ * Taken from the page allocator before anything is given: a range, or 1 MiB in pages. With
+ * init_on_alloc every page in hand may cost the machine a frame that it does not have, in the middle
+ * of an allocation, and nothing comes from a vCPU that waits for one. Of Fusor's reserve a guest gets
+ * 1 MiB for this, less what else it touches meanwhile, and what it gives is made up for. So while
+ * the machine is short it is single pages in small steps, which always get on.
+ */
+#define STEP_EXTENTS 1U
 #define STEP_PAGES 256U
+#define STEP_PAGES_SHORT 32U
+
+/* How long the machine counts as short after the last sign of it, which comes every second. */
+#define SHORT_TIME (5 * HZ)
 
 /*
  * As for a balloon page, but no reclaim: a range that is not free is not worth the disturbance. Not
@@ -44,6 +55,27 @@ static LIST_HEAD(fusor_extents);
 
 /* Pages that Fusor does not take: kept until the end of the step, else they would come again. */
 static LIST_HEAD(fusor_unwanted);
+
+static unsigned long fusor_short_until;
+static bool fusor_short_seen;
+
+/**
+ * fusor_machine_short - the machine is short of memory
+ *
+ * Fusor rings for it without a new target, or refuses to give pages back.
+ */
+void fusor_machine_short(void)
+{
+	WRITE_ONCE(fusor_short_until, jiffies + SHORT_TIME);
+	WRITE_ONCE(fusor_short_seen, true);
+}
+
+static bool fusor_is_short(void)
+{
+	if (READ_ONCE(fusor_short_seen) && time_after(jiffies, READ_ONCE(fusor_short_until)))
+		WRITE_ONCE(fusor_short_seen, false);
+	return READ_ONCE(fusor_short_seen);
+}
 
 unsigned long fusor_pages_held(void)
 {
@@ -205,14 +237,17 @@ unsigned long fusor_inflate(unsigned long pages)
 	LIST_HEAD(none);
 	unsigned long given = 0;
 	unsigned int order = FUSOR_RANGE_ORDER, n = 0;
+	bool is_short = fusor_is_short();
 	u64 began = ktime_get_ns(), allocated;
 
 	pages = min(pages, fusor_room());
-	if (READ_ONCE(balloon_extents))
+	if (READ_ONCE(balloon_extents) && !is_short)
 		n = fusor_allocate(&got, min_t(unsigned long, pages >> order, STEP_EXTENTS), order);
 	if (!n) {
 		order = 0;
-		n = fusor_allocate(&got, min_t(unsigned long, pages, STEP_PAGES), order);
+		n = fusor_allocate(&got,
+				   min_t(unsigned long, pages, is_short ? STEP_PAGES_SHORT : STEP_PAGES),
+				   order);
 	}
 	if (!n)
 		return 0;
@@ -303,6 +338,7 @@ static unsigned int fusor_ask(unsigned int n)
 			break;
 		if (why != -FUSOR_ENOENT) {
 			fusor_balloon_add(no_frames, 1);
+			fusor_machine_short();
 			break;
 		}
 		done++;
