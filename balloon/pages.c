@@ -9,9 +9,10 @@
 //
 // Locks: one gfn lock at a time. None is held over the shootdown.
 //
-// Fusion: a candidate is cancelled as by a write: it becomes private and its frame's version ends
-// under the gfn lock before it is unmapped. A private page needs no such thing, for whoever wants
-// to protect it looks for it in the EPT, under the lock.
+// Fusion: a candidate's version ends under the gfn lock before it is unmapped, as by a write, so
+// that the intake which protected it finds out (fusion/fuse.c). A private page needs no such thing,
+// for whoever wants to protect it looks for it in the EPT, under the lock. Splitting a large
+// candidate cancels it (vm_end_candidate).
 #include "balloon/balloon.h"
 
 #include "fusion/engine.h"
@@ -72,23 +73,12 @@ static bool pinned(const struct ept_leaf *leaf, unsigned pages)
     return false;
 }
 
-// gfn lock held, the leaf is a candidate of any size: whoever compares it sees its version ended.
-static void cancel(struct vm *vm, gfn_t gfn, struct ept_leaf *leaf)
-{
-    hfn_t first = leaf->frame;
-    if (leaf->level == EPT_2M)
-        first.raw = ALIGN_DOWN(first.raw, (uint64_t)RANGE_PAGES);
-    ept_protect(&vm->ept, gfn, EPT_RWX, EPT_KIND_PRIVATE);
-    frame_end_version(first);
-    leaf->kind = EPT_KIND_PRIVATE;
-}
-
-// gfn lock held: unmaps the leaf at gfn, which is wanted as a whole and not pinned.
-static void unmap(struct batch *b, gfn_t gfn, struct ept_leaf *leaf)
+// gfn lock held: unmaps the leaf at gfn, its first, which is wanted as a whole and not pinned.
+static void unmap(struct batch *b, gfn_t gfn, const struct ept_leaf *leaf)
 {
     struct ept_leaf old;
-    if (leaf->kind == EPT_KIND_CANDIDATE)
-        cancel(b->vm, gfn, leaf);
+    if (leaf->kind == EPT_KIND_CANDIDATE) // whoever compares it sees that
+        frame_end_version(leaf->frame);
     ept_unmap(&b->vm->ept, gfn, &old);
     b->gone[b->count++] = old.frame.raw | (leaf->kind == EPT_KIND_SHARED ? GONE_SHARED : 0) |
                           (leaf->level == EPT_2M ? GONE_LARGE : 0);
@@ -117,11 +107,8 @@ static int take_locked(struct batch *b, gfn_t gfn, unsigned pages, bool for_ball
     struct ept_leaf leaf = ept_lookup(&vm->ept, gfn);
     if (for_balloon && ballooned_count(vm, gfn, pages) != 0)
         return E_EXIST;
-    if (leaf.level == EPT_2M && leaf.present && pages == 1) {
-        if (leaf.kind == EPT_KIND_CANDIDATE)
-            cancel(vm, gfn, &leaf);
+    if (leaf.level == EPT_2M && leaf.present && pages == 1)
         return E_AGAIN;
-    }
     if (pages == 1 || (leaf.present && leaf.level == EPT_2M)) {
         if (!leaf.present || leaf.kind == EPT_KIND_ZERO)
             return 0;

@@ -135,7 +135,9 @@ struct ept_leaf __wrap_ept_lookup(struct ept *ept, gfn_t gfn);
 struct ept_leaf __wrap_ept_lookup(struct ept *ept, gfn_t gfn)
 {
     pass(POINT_LOOKUP);
-    return __real_ept_lookup(ept, gfn);
+    struct ept_leaf leaf = __real_ept_lookup(ept, gfn);
+    pass(POINT_LOOKED);
+    return leaf;
 }
 
 static bool fails(void)

@@ -47,6 +47,7 @@ enum world_point {
     POINT_GFN_LOCK,
     POINT_BUCKET_LOCK,
     POINT_LOOKUP, // before a leaf is read, also under locks
+    POINT_LOOKED, // and after it
     POINT_ALLOC,
     POINT_HASH,
     POINT_EQUAL,

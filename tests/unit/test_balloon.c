@@ -212,6 +212,8 @@ static void test_twice_in_a_list(void **state)
     world_check_contents(); // P + 2 was not touched
     assert_int_equal(ballooned(A), 2);
     assert_int_equal(call(balloon_inflate, A, list + 2, 2), -FUSOR_EEXIST);
+    // Reported twice is not reported wrong.
+    assert_int_equal(call(balloon_free_pages, A, list, 3), 3);
     assert_int_equal(call(balloon_inflate, A, list + 3, 1), 1);
     // A range with a page that is in, and a range behind one of its pages.
     assert_int_equal(one(balloon_inflate, A, R - 512, 9), -FUSOR_EEXIST);

@@ -85,6 +85,21 @@ static void test_reserve(void **state)
     world_finish();
 }
 
+// Only frames that become free by it make up for what a VM took of the reserve.
+static void test_shared_pages_pay_nothing(void **state)
+{
+    (void)state;
+    shared_page(2);
+    struct vm *vm = &world.vm[A];
+    vm->reserve_taken = 5;
+    assert_int_equal(inflate(A, P), 1);
+    assert_int_equal(vm->reserve_taken, 5);
+    fill(1, A, P, 1);
+    assert_int_equal(inflate(A, P), 1);
+    assert_int_equal(vm->reserve_taken, 4);
+    world_finish();
+}
+
 // --- Without memory ---
 
 // Everything once, with the n-th allocation failing.
@@ -293,6 +308,30 @@ static void test_snapshot_while_promoted(void **state)
         }
 }
 
+// A large page goes into the balloon of a VM that has touched all it has.
+static void test_snapshot_while_given(void **state)
+{
+    (void)state;
+    static const enum world_point points[] = {POINT_SHOOTDOWN, POINT_SHOT, POINT_GFN_LOCK};
+    for (unsigned p = 0; p < ARRAY_SIZE(points); p++)
+        for (unsigned n = 1; n < 3; n++) {
+            start(1);
+            for (uint64_t i = 0; i < 512; i++)
+                if (vm_area_of(&world.vm[A], (gfn_t){i}) == VM_AREA_RAM)
+                    fill(1, A, i, i + 1);
+            fill_large(A, 512, 5);
+            world_leave(1);
+            world_use(0);
+            world_at(points[p], n, 2, no_more_than_it_has);
+            uint64_t entry = FUSOR_ENTRY(512, 0, 9);
+            assert_int_equal(call(balloon_inflate, A, &entry, 1), 1);
+            assert_int_equal(world_pending() != 0, points[p] != POINT_GFN_LOCK && n == 2);
+            no_more_than_it_has();
+            world_check();
+            world_finish();
+        }
+}
+
 static void touch_eagerly(void)
 {
     fill(2, A, 700, 2);
@@ -473,12 +512,14 @@ int main(void)
         cmocka_unit_test(test_reset),
         cmocka_unit_test(test_target),
         cmocka_unit_test(test_reserve),
+        cmocka_unit_test(test_shared_pages_pay_nothing),
         cmocka_unit_test(test_each_allocation_fails),
         cmocka_unit_test(test_create_fails),
         cmocka_unit_test(test_last_frame),
         cmocka_unit_test(test_return_without_memory),
         cmocka_unit_test(test_return_without_table),
         cmocka_unit_test(test_snapshot_while_promoted),
+        cmocka_unit_test(test_snapshot_while_given),
         cmocka_unit_test(test_snapshot_while_populated),
         cmocka_unit_test(test_reset_keeps_promises),
         cmocka_unit_test(test_writes_keep_promises),

@@ -14,9 +14,10 @@
 // libs: -Wl,--wrap=frame_alloc,--wrap=heap_alloc,--wrap=page_ops_begin,--wrap=page_ops_end
 // Two CPUs at work on the same pages, one of them with the balloon: every order of their steps in
 // which the first does n, the second m, then the first and then the second the rest; a step ends
-// before a lock, an allocation, a hash or a comparison, and before and after a shootdown. Two more
-// CPUs are in guest A and in guest B all the time and use the translations they have: what they see
-// is what the page held before or holds after, never what a frame holds that was freed too early.
+// before a lock, an allocation, a hash or a comparison, after a look at a leaf, and before and
+// after a shootdown. Two more CPUs are in guest A and in guest B all the time and use the
+// translations they have: what they see is what the page held before or holds after, never what a
+// frame holds that was freed too early.
 #include <signal.h>
 
 #include "balloon_world.h"
@@ -46,8 +47,8 @@ static bool coarse; // no steps for each page of a range
 static void step(enum world_point point)
 {
     unsigned cpu = cpu_index();
-    if (point == POINT_LOOKUP ||
-        (coarse && (point == POINT_BUCKET_LOCK || point == POINT_HASH || point == POINT_EQUAL)))
+    if (point == POINT_LOOKUP || (coarse && (point == POINT_LOOKED || point == POINT_BUCKET_LOCK ||
+                                             point == POINT_HASH || point == POINT_EQUAL)))
         return;
     if (point == POINT_RELAX || point == POINT_YIELD) {
         blocked = true;
@@ -393,7 +394,6 @@ static const struct race of_pages[] = {
     {"fuse, its candidate goes into the balloon", two_candidates, hint_b, inflate_a},
     {"fuse, its candidate is reported", two_candidates, hint_b, report_a},
     {"fuse, its page goes into the balloon", two_candidates, hint_b, inflate_b},
-    {"fuse, the candidate's range goes", two_candidates, hint_b, inflate_range_a},
     {"into the balloon, fuse", two_candidates, inflate_a, hint_b},
     {"a candidate is written, and given", two_candidates, hint_b, write_a},
     {"split, the other sharer gives", two_sharers, write_b, inflate_a},
@@ -433,6 +433,7 @@ static const struct race of_one_vm[] = {
 };
 
 static const struct race of_ranges[] = {
+    {"fuse, the candidate's range goes", two_candidates, hint_b, inflate_range_a},
     {"give a range, write", large_page, inflate_range_a, write_a},
     {"give a range, give a page of it", large_page, inflate_range_a, inflate_a},
     {"give a page, give its range", large_page, inflate_a, inflate_range_a},

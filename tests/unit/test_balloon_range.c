@@ -89,6 +89,39 @@ static void test_many_small_ones(void **state)
     world_finish();
 }
 
+// What fits a batch goes in one call: 512 pages that map something of their own, and not one more.
+static void test_full_batch(void **state)
+{
+    (void)state;
+    world_start(0);
+    world_configure(A, 8 * MIB, "");
+    world.vm[A].config.large_pages = VM_LARGE_OFF;
+    assert_int_equal(world_create(A), 0);
+    for (unsigned i = 0; i < 512; i++)
+        fill(1, A, 512 + i, i + 1);
+    fill(1, A, 1024, 1);
+    uint64_t range_first[2] = {FUSOR_ENTRY(512, 0, 9), FUSOR_ENTRY(1024, 0, 0)};
+    uint64_t page_first[2] = {range_first[1], range_first[0]};
+    world_use(0);
+    assert_int_equal(call(balloon_free_pages, A, page_first, 2), 1);
+    fill(1, A, 1024, 1);
+    world_use(0);
+    assert_int_equal(call(balloon_free_pages, A, range_first, 2), 1);
+    world_check_contents();
+    // One of the range shows zeros, which is not its own.
+    for (unsigned i = 0; i < 511; i++)
+        fill(1, A, 512 + i, i + 1);
+    assert_int_equal(inflate(A, 1023), 1);
+    load(1, A, 1023);
+    world_use(0);
+    assert_int_equal(call(balloon_free_pages, A, page_first, 2), 2);
+    assert_int_equal(private_of(A), 0);
+    assert_int_equal(ballooned(A), 1);
+    world_check();
+    world_check_contents();
+    world_finish();
+}
+
 static void start_shared_range(void)
 {
     start(2);
@@ -171,9 +204,9 @@ static void test_eager(void **state)
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_large),        cmocka_unit_test(test_many_small_ones),
-        cmocka_unit_test(test_large_shared), cmocka_unit_test(test_promotion),
-        cmocka_unit_test(test_eager),
+        cmocka_unit_test(test_large),      cmocka_unit_test(test_many_small_ones),
+        cmocka_unit_test(test_full_batch), cmocka_unit_test(test_large_shared),
+        cmocka_unit_test(test_promotion),  cmocka_unit_test(test_eager),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
