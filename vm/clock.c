@@ -26,6 +26,11 @@ void vclock_thaw(struct vclock *clock)
     clock->frozen = false;
 }
 
+void vclock_refreeze(struct vclock *clock)
+{
+    clock->frozen = true;
+}
+
 uint64_t vclock_now(const struct vclock *clock)
 {
     return clock->frozen ? clock->frozen_at : time_tsc() + clock->offset;

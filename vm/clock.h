@@ -16,6 +16,9 @@ struct vclock {
 void vclock_init(struct vclock *clock, uint64_t hz);
 void vclock_freeze(struct vclock *clock);
 void vclock_thaw(struct vclock *clock);
+// Freezes it at the time at which it was frozen before: as if the last thaw had not been. For when
+// nobody has seen the time since.
+void vclock_refreeze(struct vclock *clock);
 uint64_t vclock_now(const struct vclock *clock);
 // Converts a guest TSC value to host TSC (UINT64_MAX stays). Saturates: a time before host TSC 0
 // gives 0. A frozen clock never gets there, so every value gives UINT64_MAX.

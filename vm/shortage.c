@@ -124,7 +124,7 @@ static uint64_t short_kib(const struct vm *vm)
 {
     uint64_t free = frames_free(), reserve = frames_reserve(), wanted = 0;
     for (unsigned i = 0; i < vm->vcpu_count; i++)
-        wanted += vm->vcpus[i]->waiting_memory;
+        wanted += vcpu_waits_for_memory(vm->vcpus[i]);
     wanted += reserve > free ? reserve - free : 0;
     return wanted * (PAGE_SIZE / KIB);
 }

@@ -105,7 +105,7 @@ const char *vm_state_name(enum vm_state state)
 bool vm_waits_for_memory(const struct vm *vm)
 {
     for (unsigned i = 0; i < vm->vcpu_count; i++)
-        if (vm->vcpus[i]->waiting_memory)
+        if (vcpu_waits_for_memory(vm->vcpus[i]))
             return true;
     return false;
 }

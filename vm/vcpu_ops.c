@@ -136,13 +136,18 @@ static uint64_t run_timers(struct vcpu *v, uint64_t host_now)
 //
 // The flags belong to the vCPUs and are set before this is called, so the last one to come here
 // sees all of them; one that is seen too early is out of the guest already.
-static void settle_clock(struct vm *vm)
+//
+// nothing_ran: since the clock was thawed the VM's only vCPU has tried in vain, a hundred times a
+// second, and executed nothing.
+static void settle_clock(struct vm *vm, bool nothing_ran)
 {
     bool runs = false;
     for (unsigned i = 0; i < vm->vcpu_count; i++)
         runs |= !vm->vcpus[i]->waiting_memory && !vm->vcpus[i]->parked;
     if (runs)
         vclock_thaw(&vm->clock);
+    else if (nothing_ran)
+        vclock_refreeze(&vm->clock);
     else
         vclock_freeze(&vm->clock);
 }
@@ -151,7 +156,7 @@ static void wait_memory(struct vcpu *v, bool begin)
 {
     struct vm *vm = vm_of(v);
     spin_lock(&vm->device_lock);
-    settle_clock(vm);
+    settle_clock(vm, begin && v->nothing_ran && vm->vcpu_count == 1);
     if (!begin) {
         v->tsc_offset = vm->clock.offset + v->tsc_adjust;
         vm_arm_timers(vm, v);
@@ -168,7 +173,7 @@ static unsigned take_startup(struct vcpu *v, uint8_t *vector)
     unsigned got = vm_platform->take_startup(vm, v, vector);
     if (got != 0) {
         v->parked = (got & VCPU_GOT_STARTUP) == 0;
-        settle_clock(vm);
+        settle_clock(vm, false);
         v->tsc_offset = vm->clock.offset + v->tsc_adjust;
         vm_update_timer(vm, v); // INIT stops the LAPIC's
     }

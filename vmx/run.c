@@ -116,6 +116,7 @@ static bool look_around(struct vcpu *v, uint64_t now, enum sched_next *next)
     atomic_store_explicit(&this_cpu()->last_alive, now, memory_order_relaxed);
     uint32_t recheck = atomic_exchange(&v->recheck, 0);
     if (now >= v->next_timer || v->retime != 0) {
+        v->retry_quiet = false;
         v->retime = 0; // before the look at the timers: whoever arms one afterwards says so anew
         vcpu_set_timer(v, MAX(v->ops->run_timers(v, now), now + 1));
         recheck |= atomic_exchange(&v->recheck, 0);
@@ -141,6 +142,8 @@ static bool look_around(struct vcpu *v, uint64_t now, enum sched_next *next)
     }
     if (recheck != 0)
         vcpu_prepare_events(v);
+    if (v->event_loaded)
+        v->retry_quiet = false;
     if (v->halted) {
         v->recheck = 1; // when it wakes up
         v->entity.wake_deadline = v->next_timer;
@@ -148,6 +151,32 @@ static bool look_around(struct vcpu *v, uint64_t now, enum sched_next *next)
         return true;
     }
     return false;
+}
+
+static uint64_t count_exits(const struct vcpu *v)
+{
+    uint64_t sum = 0;
+    for (unsigned i = 0; i < EXIT_REASONS; i++)
+        sum += atomic_load_explicit(&v->exits[i], memory_order_relaxed);
+    return sum;
+}
+
+// The last exit could not be finished: no frame.
+static void begin_wait(struct vcpu *v)
+{
+    v->nothing_ran = v->retries_memory && v->retry_quiet && count_exits(v) == v->retry_exits + 1;
+    v->waiting_memory = true;
+    v->ops->wait_memory(v, true);
+}
+
+// Tries what it waited for again.
+static void end_wait(struct vcpu *v)
+{
+    v->retries_memory = true;
+    v->retry_quiet = true;
+    v->retry_exits = count_exits(v);
+    v->waiting_memory = false;
+    v->ops->wait_memory(v, false);
 }
 
 static enum sched_next run_loop(struct vcpu *v, uint64_t until)
@@ -172,8 +201,7 @@ static enum sched_next run_loop(struct vcpu *v, uint64_t until)
             continue;
         }
         if (__builtin_expect(leave(v) == VCPU_WAIT, 0)) {
-            v->waiting_memory = true;
-            v->ops->wait_memory(v, true);
+            begin_wait(v);
             v->entity.wake_deadline = now + tsc_hz / 100;
             return SCHED_SLEEP;
         }
@@ -198,10 +226,8 @@ enum sched_next vcpu_run(struct sched_entity *e, uint64_t until)
         e->wake_deadline = UINT64_MAX;
         return SCHED_SLEEP;
     }
-    if (v->waiting_memory) {
-        v->waiting_memory = false;
-        v->ops->wait_memory(v, false);
-    }
+    if (v->waiting_memory)
+        end_wait(v);
     vcpu_load(v);
     if (!v->entered && v->id == 0) {
         v->entered = true;
@@ -211,6 +237,8 @@ enum sched_next vcpu_run(struct sched_entity *e, uint64_t until)
     trace(TRACE_RUN, v->name, NULL, until, 0, 0);
     enum sched_next next = run_loop(v, until);
     trace(TRACE_LEAVE, v->name, leave_reason(v, next), 0, 0, 0);
+    if (v->retries_memory)
+        v->retries_memory = false;
     // An event in the VMCS that no entry consumed yet must survive the unload: it does, the VMCS
     // keeps it.
     vcpu_unload(v);

@@ -119,6 +119,11 @@ struct vcpu {
     bool entered;        // it has executed its first instruction since the reset
     bool nmi_delivered;  // a guest NMI handler runs
     bool waiting_memory; // the last exit could not be finished for lack of a frame
+    // It tries again, for as long as this run lasts: seen from outside it waits still.
+    _Atomic bool retries_memory;
+    bool retry_quiet;     // so far this retry has brought the guest no event and no timer
+    bool nothing_ran;     // with waiting_memory: the guest has executed nothing since it waited
+    uint64_t retry_exits; // all exits before it
     bool halted;
     bool parked; // waits for a STARTUP IPI
 
@@ -164,6 +169,11 @@ void vcpu_notify(struct vcpu *v);
 void vcpu_notify_timer(struct vcpu *v);
 // The same for an INIT or STARTUP.
 void vcpu_notify_startup(struct vcpu *v);
+// Does it wait for memory, as far as others can see?
+static inline bool vcpu_waits_for_memory(const struct vcpu *v)
+{
+    return v->waiting_memory || v->retries_memory;
+}
 // Makes the vCPU leave the guest and stay out until vcpu_allow_run(); returns at once. It is out
 // when vcpu_is_out().
 void vcpu_request_stop(struct vcpu *v);

@@ -356,6 +356,7 @@ int vcpu_reset(struct vcpu *v, const struct vcpu_start *start)
     v->parked = start == NULL;
     v->startup = 0;
     v->waiting_memory = false;
+    v->retries_memory = false;
     v->recheck = 1;
     v->next_timer = 0;
     v->tsc_adjust = 0;

@@ -11,6 +11,7 @@ class FuseGuest:
 
     tags = 0
     test = "fuse"
+    harmless = "s"  # a command that changes nothing
 
     def __init__(self, machine, name, pages=1024, memory="16M", group="web", more="", options=""):
         self.machine = machine
@@ -61,7 +62,7 @@ class FuseGuest:
         while not any(f" tag={FuseGuest.tags} " in x for x in self.machine.replay(self.name)):
             assert time.time() < deadline, self.name
             self.attach()
-            self.machine.send(f"{FuseGuest.tags}s\r")
+            self.machine.send(f"{FuseGuest.tags}{self.harmless}\r")
             self.detach()
 
     def metric(self, metric):

@@ -696,6 +696,45 @@ static void time_stands_still_when_nobody_can_run(void **state)
     assert_int_equal(vcpu[0].tsc_offset, vm->clock.offset);
 }
 
+// A vCPU that tries a hundred times a second and executes nothing sees no time pass.
+static void time_stands_still_over_retries(void **state)
+{
+    (void)state;
+    tear_down(NULL);
+    set_up_cpus(1);
+    start_all();
+    wait(0, true);
+    uint64_t stood = vclock_now(&vm->clock);
+    for (unsigned i = 0; i < 1000; i++) {
+        fake_tsc += 1000000;
+        wait(0, false);
+        fake_tsc += 1000;
+        vcpu[0].nothing_ran = true;
+        wait(0, true);
+        assert_int_equal(vclock_now(&vm->clock), stood);
+    }
+    // It has executed something, and may have looked at the time.
+    wait(0, false);
+    fake_tsc += 1000;
+    uint64_t seen = vclock_now(&vm->clock);
+    vcpu[0].nothing_ran = false;
+    wait(0, true);
+    assert_true(vclock_now(&vm->clock) >= seen);
+    // Of several vCPUs another one may have.
+    tear_down(NULL);
+    set_up_cpus(2);
+    start_all();
+    vcpu[1].parked = false;
+    wait(0, true);
+    wait(1, true);
+    wait(0, false);
+    fake_tsc += 1000;
+    seen = vclock_now(&vm->clock);
+    vcpu[0].nothing_ran = true;
+    wait(0, true);
+    assert_true(vclock_now(&vm->clock) >= seen);
+}
+
 static void the_first_end_counts(void **state)
 {
     (void)state;
@@ -758,6 +797,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(init_and_startup, set_up, tear_down),
         cmocka_unit_test_setup_teardown(timers_wake_their_vcpu, set_up, tear_down),
         cmocka_unit_test_setup_teardown(time_stands_still_when_nobody_can_run, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(time_stands_still_over_retries, set_up, tear_down),
         cmocka_unit_test_setup_teardown(the_first_end_counts, set_up, tear_down),
         cmocka_unit_test_setup_teardown(one_vcpu, set_up, tear_down),
         cmocka_unit_test_setup_teardown(sixteen_vcpus, set_up, tear_down),
