@@ -4,6 +4,7 @@
 
 #include "fusion/fusion.h"
 #include "kernel/error.h"
+#include "kernel/log.h"
 #include "kernel/string.h"
 #include "shell/arguments.h"
 #include "shell/attach.h"
@@ -212,8 +213,10 @@ static int run_set(struct command_context *c, int argc, char **argv)
 
 typedef int (*lifecycle_call)(const char *name, char *why);
 
-static int lifecycle(struct command_context *c, const char *name, lifecycle_call call)
+static int lifecycle(struct command_context *c, const char *verb, const char *name,
+                     lifecycle_call call)
 {
+    log_info("console: vm %s %.40s", verb, name); // when it began; events say what came of it
     char why[VM_WHY_MAX] = "";
     // Asked first: a missing file may be E_NOENT too.
     if (vm_get(name, &info) < 0)
@@ -227,14 +230,15 @@ static int lifecycle(struct command_context *c, const char *name, lifecycle_call
 static int run_start(struct command_context *c, int argc, char **argv)
 {
     (void)argc;
-    return shell_facts.console_only ? refuse_console_only(c) : lifecycle(c, argv[0], vm_start);
+    return shell_facts.console_only ? refuse_console_only(c)
+                                    : lifecycle(c, "start", argv[0], vm_start);
 }
 
 #define LIFECYCLE_COMMAND(verb)                                                                    \
     static int run_##verb(struct command_context *c, int argc, char **argv)                        \
     {                                                                                              \
         (void)argc;                                                                                \
-        return lifecycle(c, argv[0], vm_##verb);                                                   \
+        return lifecycle(c, #verb, argv[0], vm_##verb);                                            \
     }
 LIFECYCLE_COMMAND(pause)
 LIFECYCLE_COMMAND(resume)

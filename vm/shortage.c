@@ -134,6 +134,7 @@ void vm_note_wait(struct vm *vm)
     vm->waited_at = time_tsc();
     if (atomic_exchange(&vm->waits_said, true))
         return;
+    vm->wait_began = vm->waited_at;
     vm_event("VM %s waits for memory: %lu kB short", vm->config.name, short_kib(vm));
     if (shortage_hook != NULL)
         shortage_hook();
@@ -146,7 +147,8 @@ static void end_wait(struct vm *vm, void *context)
         return;
     bool over = !vm_waits_for_memory(vm) && time_tsc() - vm->waited_at > EPISODE_END * tsc_hz;
     if (over && atomic_exchange(&vm->waits_said, false) && vm->state == VM_RUNNING)
-        vm_event("VM %s goes on: %lu kB are free", vm->config.name,
+        vm_event("VM %s goes on after %lu ms: %lu kB are free", vm->config.name,
+                 (vm->waited_at - vm->wait_began) / (tsc_hz / 1000),
                  frames_free() * (PAGE_SIZE / KIB));
     *any |= !over;
 }

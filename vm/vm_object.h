@@ -75,6 +75,7 @@ struct vm {
     _Atomic uint64_t split_epoch;
     _Atomic bool waits_said;    // vm/shortage.c: an episode of waiting for memory is under way
     _Atomic uint64_t waited_at; // TSC: when a vCPU waited last
+    uint64_t wait_began;        // and when the episode began
     _Atomic uint64_t rom_writes;
     _Atomic uint64_t promotions;
 

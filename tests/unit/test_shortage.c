@@ -163,8 +163,8 @@ static void test_one_episode(void **state)
     fake_tsc += tsc_hz / 5;
     free_frames = 2000;
     assert_false(vm_end_waits());
-    assert_string_equal(said,
-                        "VM a waits for memory: 44 kB short\nVM a goes on: 8000 kB are free\n");
+    assert_string_equal(
+        said, "VM a waits for memory: 44 kB short\nVM a goes on after 1000 ms: 8000 kB are free\n");
     assert_false(vm_end_waits());
     said[0] = 0;
     vcpus[0].waiting_memory = true;
