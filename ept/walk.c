@@ -155,26 +155,24 @@ void ept_unlock_pair(struct ept *a, gfn_t a_gfn, struct ept *b, gfn_t b_gfn)
 int ept_for_each(struct ept *ept, gfn_t *next, unsigned budget,
                  void (*visit)(void *context, gfn_t gfn, struct ept_leaf leaf), void *context)
 {
+    unsigned empty = 0;
     while (next->raw < EPT_GFN_LIMIT && budget > 0) {
         // One run along the table in which the walk for *next ends: to its end or to a table in it.
         struct ept_slot slot = ept_find(ept, *next);
-        bool visited = false;
-        bool descend = false;
         do {
             uint64_t span = ept_span(slot.level);
+            if (budget == 0)
+                return E_AGAIN;
             if (ept_slot_is_leaf(&slot)) {
-                if (budget == 0)
-                    return E_AGAIN;
                 budget--;
-                visited = true;
                 gfn_t here = *next;
                 next->raw = ALIGN_DOWN(here.raw, span) + span;
                 visit(context, here, ept_decode(slot.value, slot.level, here));
             } else if (arch_ept_present(slot.value, slot.level)) {
-                descend = true;
-                break;
+                break; // a table
             } else {
                 next->raw = ALIGN_DOWN(next->raw, span) + span;
+                budget -= ++empty % EPT_EMPTY_PER_LEAF == 0;
             }
             // The next entry of this table, unless that was the last.
             if (ept_index(*next, slot.level) == 0)
@@ -182,8 +180,6 @@ int ept_for_each(struct ept *ept, gfn_t *next, unsigned budget,
             slot.entry++;
             slot.value = ept_read(slot.entry);
         } while (true);
-        if (!visited && !descend)
-            budget--;
     }
     return next->raw < EPT_GFN_LIMIT ? E_AGAIN : 0;
 }

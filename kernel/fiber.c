@@ -129,6 +129,12 @@ void fiber_yield(void)
     back_to_scheduler(SCHED_AGAIN);
 }
 
+void fiber_give_way(void)
+{
+    fiber_current()->entity.gives_way = true;
+    back_to_scheduler(SCHED_AGAIN);
+}
+
 void fiber_sleep_until(uint64_t deadline)
 {
     fiber_current()->entity.wake_deadline = deadline;

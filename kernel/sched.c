@@ -500,6 +500,9 @@ static void finish(struct sched_entity *e, enum sched_next next, uint32_t cpu)
     if (!e->gift)
         e->virtual_time += charge_of(e, ran);
     e->gift = false;
+    if (e->gives_way)
+        e->virtual_time = MAX(e->virtual_time, floors[cpu]);
+    e->gives_way = false;
     settle(e, ran);
     e->since = now;
     current[cpu] = NULL;

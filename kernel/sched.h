@@ -48,6 +48,7 @@ struct sched_entity {
     uint32_t weight; // default 100; of one without a group
     bool spun;       // it gave up its CPU to another of its group and has not run since
     bool gift;       // this run is paid for by the one that gave up its CPU
+    bool gives_way;  // set by the one that runs: afterwards it is owed no more than those that wait
     uint64_t virtual_time;
     uint64_t load_before;   // group->load when this run began
     uint64_t promised;      // of the group's budget, for this run
@@ -110,6 +111,9 @@ struct fiber *fiber_create(const char *name, void (*function)(void *), void *arg
 struct fiber *fiber_current(void);
 // Lets others run. No lock may be held. Returns possibly on another CPU.
 void fiber_yield(void);
+// The same for a fiber with much to do: it goes on as an equal of those that wait, also where it had
+// time to its credit for having slept (up to a slice, in which plain yields come back at once).
+void fiber_give_way(void);
 // Sleeps until TSC `deadline` or fiber_wake().
 void fiber_sleep_until(uint64_t deadline);
 void fiber_wake(struct fiber *f);

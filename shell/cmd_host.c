@@ -193,8 +193,10 @@ static int run_log(struct command_context *c, int argc, char **argv)
     char line[LOG_LINE_MAX];
     uint64_t end = log_end();
     uint64_t next = 0;
-    while (log_read(&next, (enum log_level)level, line, sizeof(line)) && next <= end)
+    while (log_read(&next, (enum log_level)level, line, sizeof(line)) && next <= end) {
         command_print(c, "%s\n", line);
+        fiber_yield(); // a full log is milliseconds of formatting
+    }
     return 0;
 }
 

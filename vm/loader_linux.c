@@ -193,7 +193,7 @@ static int put(const struct load *l, uint64_t to, const void *from, uint64_t siz
             return FAIL(l, error, "kernel: cannot write to guest memory at 0x%llx: %s",
                         (unsigned long long)(to + done), error_text(error));
         done += piece;
-        fiber_yield();
+        fiber_give_way();
     }
     return 0;
 }

@@ -51,12 +51,18 @@ void vm_table_remove(struct vm *vm)
 
 struct vm *vm_acquire(const char *name)
 {
+    uint64_t waited_for = 0; // the VM that counts us among its waiters; ids are never 0 nor reused
     for (;;) {
         spin_lock(&table_lock);
         struct vm *vm = find(name);
         bool mine = vm != NULL && !vm->busy;
-        if (mine)
+        if (mine) {
             vm->busy = true;
+            vm->waiters -= vm->id == waited_for;
+        } else if (vm != NULL && vm->id != waited_for) {
+            vm->waiters++;
+            waited_for = vm->id;
+        }
         spin_unlock(&table_lock);
         if (mine || vm == NULL)
             return vm;
@@ -76,13 +82,24 @@ void vm_release(struct vm *vm)
 
 struct vm *vm_next_with_request(void)
 {
+    static uint64_t last_id; // whose turn it was last; table_lock
     struct vm *found = NULL;
     spin_lock(&table_lock);
-    for (unsigned i = 0; i < count && found == NULL; i++)
-        if (table[i]->request != VM_REQUEST_NONE && !table[i]->busy) {
-            found = table[i];
-            found->busy = true;
-        }
+    for (unsigned i = 0; i < count; i++) {
+        struct vm *vm = table[i];
+        // Who waits for the VM comes first: a guest that asks for its reset over and over would
+        // keep the operator out.
+        if (vm->request == VM_REQUEST_NONE || vm->busy || vm->waiters != 0)
+            continue;
+        // The first one behind the last, whose ids are higher; else the first of all. So such a
+        // guest keeps nobody else from being served.
+        if (found == NULL || (found->id <= last_id && vm->id > last_id))
+            found = vm;
+    }
+    if (found != NULL) {
+        found->busy = true;
+        last_id = found->id;
+    }
     spin_unlock(&table_lock);
     return found;
 }

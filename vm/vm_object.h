@@ -47,6 +47,7 @@ struct vm {
     struct vm_config config;
     enum vm_state state;
     bool busy;           // a lifecycle operation is under way
+    unsigned waiters;    // operators who want to begin one; table lock
     bool memory_present; // EPT and contents exist
     bool restarting; // they will again in a moment: what was promised to it, and its frames, are
                      // kept
@@ -129,7 +130,8 @@ void vm_event(const char *format, ...) __attribute__((format(printf, 1, 2)));
 // VM.
 struct vm *vm_acquire(const char *name);
 void vm_release(struct vm *vm);
-struct vm *vm_next_with_request(void); // acquired, or NULL
+// One that asked for something and that nobody else has or waits for, acquired; in turns. NULL: none.
+struct vm *vm_next_with_request(void);
 // Calls `visit` for every VM, under the table lock.
 void vm_for_each(void (*visit)(struct vm *vm, void *context), void *context);
 // True while one of its vCPUs waits for a frame.

@@ -201,3 +201,7 @@ void test_lock(void);
 void test_latency(void);
 void test_shootdown(void);
 void test_storm(void);
+void test_gaps(void);
+void test_fill(void);
+void test_resetloop(void);
+void test_fire(void);

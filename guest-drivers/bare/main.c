@@ -51,6 +51,10 @@ static const struct {
     {"shootdown", test_shootdown},
     {"storm", test_storm},
     {"torture", test_torture},
+    {"gaps", test_gaps},
+    {"fill", test_fill},
+    {"resetloop", test_resetloop},
+    {"fire", test_fire},
 };
 
 // The compiler emits calls to these two.

@@ -222,6 +222,11 @@ void fiber_yield(void)
     pass(POINT_YIELD);
 }
 
+void fiber_give_way(void)
+{
+    fiber_yield();
+}
+
 struct fiber *fiber_create(const char *name, void (*function)(void *), void *argument)
 {
     (void)name;

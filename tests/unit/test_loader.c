@@ -108,6 +108,11 @@ void fiber_yield(void)
     unyielded_bytes = 0;
 }
 
+void fiber_give_way(void)
+{
+    fiber_yield();
+}
+
 const char *error_text(int error)
 {
     return error == E_RANGE ? "out of range" : "error";

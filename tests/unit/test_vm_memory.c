@@ -81,6 +81,11 @@ void fiber_yield(void)
     yields++;
 }
 
+void fiber_give_way(void)
+{
+    fiber_yield();
+}
+
 // CPU 1, when it runs the guest, leaves it for an NMI.
 void irq_send_nmi(uint32_t cpu)
 {

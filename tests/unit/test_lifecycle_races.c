@@ -1,0 +1,822 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// sources: vm/shortage.c vm/table.c vm/clock.c vm/bus.c kernel/format.c kernel/lock.c
+// The states of a VM: what every command and every event does in each of them, and all orders in
+// which commands, what vCPUs ask for, and the service fiber can meet.
+//
+// Fibers are coroutines, vCPUs are steps: one that was told to stop leaves the guest in a step of
+// its own; one that may run can ask for something. Who steps next is a choice; explore() goes
+// through all sequences of choices up to a length, afterwards everybody takes turns until nothing
+// moves. (The first choices matter most: a command waits at few places.)
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <ucontext.h>
+
+#include <cmocka.h>
+
+#include "fake.h"
+#include "kernel/types.h"
+
+struct cpuid_regs {
+    uint32_t eax, ebx, ecx, edx;
+};
+
+static struct cpuid_regs cpu_cpuid(uint32_t leaf, uint32_t subleaf)
+{
+    return (struct cpuid_regs){leaf, subleaf, 0, 0};
+}
+
+#undef fail               // cmocka's
+#include "vm/lifecycle.c" // its service fiber is static
+#include "vm/vcpus.c"
+
+#define VCPUS      2u
+#define STACK      (128 * 1024u)
+#define TURNS_MAX  4000u // of everybody, until a command must have ended
+#define EVENTS_MAX 2u    // what vCPUs ask for in one history
+#define VMS        2u
+
+// --- The pretended rooms ---
+
+enum role { OPERATOR, OTHER, SERVICE, FIBERS };
+
+static struct coroutine {
+    ucontext_t context;
+    char stack[STACK];
+    bool alive, asleep; // asleep: until somebody wakes it
+} coroutines[FIBERS];
+static ucontext_t explorer;
+static enum role current = FIBERS; // FIBERS: none
+static void (*service_function)(void *);
+
+static int objects;
+static bool load_fails;
+static bool inside[VMS][VM_CPUS_MAX]; // the vCPU is in the guest, or on its way out
+static struct vm *vms[VMS];
+static char names[VMS][8] = {"alpha", "beta"};
+
+void *heap_alloc(size_t size)
+{
+    objects++;
+    return calloc(1, size);
+}
+
+void heap_free(void *p)
+{
+    objects -= p != NULL;
+    free(p);
+}
+
+static unsigned number_of(const struct vm *vm)
+{
+    return vm->config.name[0] == 'b';
+}
+
+static bool *inside_of(const struct vcpu *v)
+{
+    return &inside[number_of(v->vm)][v->id];
+}
+
+int vcpu_init(struct vcpu *v, uint32_t id, void *vm, struct ept *ept, const struct vcpu_ops *ops,
+              const struct cpuid_policy *cpuid)
+{
+    objects++;
+    v->id = id;
+    v->vm = vm;
+    v->ept = ept;
+    v->ops = ops;
+    v->cpuid = cpuid;
+    v->stop = 1;
+    v->entity.cpu = -1;
+    *inside_of(v) = false;
+    return 0;
+}
+
+void vcpu_free(struct vcpu *v)
+{
+    assert_true(v->entity.dead && v->stop != 0 && !*inside_of(v));
+    objects--;
+}
+
+int vcpu_reset(struct vcpu *v, const struct vcpu_start *start)
+{
+    (void)start;
+    assert_true(v->stop != 0 && !*inside_of(v));
+    v->waiting_memory = false;
+    return 0;
+}
+
+void vcpu_request_stop(struct vcpu *v)
+{
+    v->stop = 1;
+}
+
+bool vcpu_is_out(const struct vcpu *v)
+{
+    assert_true(v->stop != 0);
+    return !*inside_of(v);
+}
+
+void vcpu_allow_run(struct vcpu *v)
+{
+    const struct vm *vm = v->vm;
+    assert_false(vm->clock.frozen);
+    assert_true(vm->memory_present && vm->busy);
+    v->stop = 0;
+    *inside_of(v) = true;
+}
+
+void cpuid_policy_init(struct cpuid_policy *p, unsigned vcpus, uint64_t hz,
+                       struct cpuid_leaf (*host)(uint32_t leaf, uint32_t subleaf))
+{
+    (void)vcpus;
+    (void)hz;
+    p->basic[1] = host(1, 0);
+}
+
+void vmx_limit_cpuid(struct cpuid_policy *p)
+{
+    (void)p;
+}
+
+bool vmx_available(void)
+{
+    return true;
+}
+
+const char *vmx_unavailable_reason(void)
+{
+    return "";
+}
+
+const char *vmx_exit_name(unsigned reason)
+{
+    (void)reason;
+    return NULL;
+}
+
+const struct vcpu_ops vm_vcpu_ops;
+
+static void check_out(const struct vm *vm)
+{
+    for (unsigned i = 0; i < vm->vcpus_made; i++)
+        assert_true(vm->vcpus[i]->stop != 0 && !*inside_of(vm->vcpus[i]));
+}
+
+int vm_memory_create(struct vm *vm)
+{
+    check_out(vm);
+    assert_false(vm->memory_present);
+    objects++;
+    vm->memory_present = true;
+    return 0;
+}
+
+// As the real one: in steps.
+void vm_memory_destroy(struct vm *vm)
+{
+    check_out(vm);
+    if (!vm->memory_present)
+        return;
+    fiber_yield();
+    check_out(vm);
+    objects--;
+    vm->memory_present = false;
+}
+
+void vm_memory_forget(struct vm *vm)
+{
+    assert_false(vm->memory_present);
+    check_out(vm);
+}
+
+int acpi_write_tables(struct vm *vm, unsigned number, gpa_t *rsdp)
+{
+    (void)vm;
+    (void)number;
+    *rsdp = gpa(0xe0000);
+    return 0;
+}
+
+int loader_linux(const struct loader_input *input, struct loader_entry *entry, char *why,
+                 size_t why_size)
+{
+    check_out(input->vm);
+    memset(entry, 0, sizeof(*entry));
+    fiber_yield();
+    if (load_fails)
+        format_text(why, why_size, "no kernel");
+    return load_fails ? E_INVAL : 0;
+}
+
+int files_find(const char *path, const uint8_t **data, uint64_t *size)
+{
+    (void)path;
+    *data = NULL;
+    *size = 0;
+    return 0;
+}
+
+void frames_snapshot(struct frames_snapshot *out, struct frame_account *const *accounts, size_t n,
+                     uint64_t *private_frames, uint64_t *shared)
+{
+    (void)accounts;
+    memset(out, 0, sizeof(*out));
+    out->total = 1000000;
+    for (size_t i = 0; i < n; i++)
+        private_frames[i] = shared[i] = 0;
+}
+
+void frames_snapshot_ballooned(struct frames_snapshot *out, struct frame_account *const *accounts,
+                               size_t n, uint64_t *private_frames, uint64_t *shared,
+                               uint64_t *ballooned)
+{
+    frames_snapshot(out, accounts, n, private_frames, shared);
+    for (size_t i = 0; i < n; i++)
+        ballooned[i] = 0;
+}
+
+uint64_t frames_reserve(void)
+{
+    return 1000;
+}
+
+uint64_t frames_free(void)
+{
+    return 500;
+}
+
+void sched_set_affinity(struct sched_entity *e, uint64_t cpu_mask)
+{
+    e->cpu_mask = cpu_mask;
+}
+
+void sched_group_set(struct sched_group *g, uint32_t weight, uint32_t cap)
+{
+    g->weight = weight;
+    g->cap = cap;
+}
+
+void sched_group_remove(struct sched_group *g)
+{
+    assert_int_equal(g->active, 0);
+}
+
+int sched_remove(struct sched_entity *e)
+{
+    e->dead = true;
+    return 0;
+}
+
+struct fiber *fiber_create(const char *name, void (*function)(void *), void *argument)
+{
+    (void)name;
+    (void)argument;
+    service_function = function;
+    return (struct fiber *)&coroutines[SERVICE];
+}
+
+void fiber_wake(struct fiber *f)
+{
+    assert_ptr_equal(f, &coroutines[SERVICE]);
+    coroutines[SERVICE].asleep = false;
+}
+
+static void switch_away(void)
+{
+    assert_true(spin_none_held());
+    assert_int_not_equal(current, FIBERS);
+    swapcontext(&coroutines[current].context, &explorer);
+}
+
+void fiber_yield(void)
+{
+    switch_away();
+}
+
+void fiber_sleep_until(uint64_t tsc)
+{
+    coroutines[current].asleep = tsc == UINT64_MAX;
+    switch_away();
+}
+
+static int platform_create(struct vm *vm)
+{
+    objects++;
+    vm->platform = vm;
+    return 0;
+}
+
+static void platform_destroy(struct vm *vm)
+{
+    objects--;
+    vm->platform = NULL;
+}
+
+static void platform_reset(struct vm *vm)
+{
+    assert_true(vm->clock.frozen);
+    check_out(vm);
+}
+
+static void platform_button(struct vm *vm)
+{
+    assert_int_equal(vm->state, VM_RUNNING);
+}
+
+static const struct vm_platform_ops platform = {.create = platform_create,
+                                                .destroy = platform_destroy,
+                                                .reset = platform_reset,
+                                                .press_power_button = platform_button};
+
+static char said[VM_WHY_MAX];
+
+// Set: while the service says what it did, the first vCPU, on another CPU, asks for the next reset.
+static bool asks_at_once;
+static bool ask(unsigned vm, unsigned i, enum vm_request request);
+
+static void sink(const char *line)
+{
+    strncpy(said, line, sizeof(said) - 1);
+    if (asks_at_once)
+        ask(0, 0, VM_REQUEST_RESET);
+}
+
+// --- Commands and histories ---
+
+enum command { START, PAUSE, RESUME, RESET, SHUTDOWN, STOP, DESTROY, COMMANDS };
+
+static int (*const functions[COMMANDS])(const char *name, char *why) = {
+    vm_start, vm_pause, vm_resume, vm_reset, vm_shutdown, vm_stop, vm_destroy};
+
+static struct script {
+    enum command commands[2];
+    unsigned count, done;
+    int status[2];
+    unsigned vm;
+} scripts[2]; // of OPERATOR and OTHER
+
+static void run_script(struct script *s)
+{
+    for (s->done = 0; s->done < s->count; s->done++) {
+        char why[VM_WHY_MAX] = "";
+        int status = functions[s->commands[s->done]](names[s->vm], why);
+        s->status[s->done] = status;
+        // Defined answers: done, or no with a reason.
+        assert_true(status == 0 || status == E_BUSY || status == E_NOENT || status == E_INVAL);
+        assert_true((status == 0) == (why[0] == 0));
+        if (s->commands[s->done] == DESTROY && status == 0)
+            vms[s->vm] = NULL;
+    }
+}
+
+static void operator_main(void)
+{
+    run_script(&scripts[OPERATOR]);
+    coroutines[OPERATOR].alive = false;
+}
+
+static void other_main(void)
+{
+    run_script(&scripts[OTHER]);
+    coroutines[OTHER].alive = false;
+}
+
+static void service_main(void)
+{
+    service_function(NULL);
+}
+
+static void begin_fiber(enum role role, void (*function)(void))
+{
+    struct coroutine *c = &coroutines[role];
+    getcontext(&c->context);
+    c->context.uc_stack.ss_sp = c->stack;
+    c->context.uc_stack.ss_size = STACK;
+    c->context.uc_link = &explorer;
+    c->alive = true;
+    c->asleep = false;
+    makecontext(&c->context, function, 0);
+}
+
+static void step_fiber(enum role role)
+{
+    current = role;
+    swapcontext(&explorer, &coroutines[role].context);
+    current = FIBERS;
+    fake_tsc += 1000;
+}
+
+static bool can_step(enum role role)
+{
+    return coroutines[role].alive && !coroutines[role].asleep;
+}
+
+// A vCPU that was told to stop leaves.
+static bool step_vcpu(unsigned vm, unsigned i)
+{
+    if (vms[vm] == NULL || i >= vms[vm]->vcpu_count || !inside[vm][i] ||
+        vms[vm]->vcpus[i]->stop == 0)
+        return false;
+    inside[vm][i] = false;
+    return true;
+}
+
+// One that runs asks for something, as from an exit. It does not enter the guest again before it
+// has looked at `stop`, so it asks for nothing more.
+static bool ask(unsigned vm, unsigned i, enum vm_request request)
+{
+    struct vm *v = vms[vm];
+    if (v == NULL || i >= v->vcpu_count || !inside[vm][i])
+        return false;
+    spin_lock(&v->device_lock);
+    if (request == VM_REQUEST_CRASH && v->request == VM_REQUEST_NONE)
+        format_text(v->crash, sizeof(v->crash), "crash of vCPU %u", i);
+    vm_ask(v, request);
+    spin_unlock(&v->device_lock);
+    return true;
+}
+
+// Everybody takes turns until nothing moves.
+static void finish(void)
+{
+    for (unsigned turn = 0; turn < TURNS_MAX; turn++) {
+        bool moved = false;
+        for (unsigned vm = 0; vm < VMS; vm++)
+            for (unsigned i = 0; i < VCPUS; i++)
+                moved |= step_vcpu(vm, i);
+        for (unsigned role = 0; role < FIBERS; role++)
+            if (can_step(role)) {
+                step_fiber(role);
+                moved = true;
+            }
+        if (!moved)
+            return;
+    }
+    assert_true(false); // somebody waits for ever
+}
+
+// What must hold when nothing moves any more.
+static void check_quiet(unsigned n)
+{
+    struct vm *vm = vms[n];
+    assert_true(coroutines[SERVICE].asleep);
+    if (vm == NULL)
+        return;
+    assert_false(vm->busy);
+    assert_int_equal(vm->request, VM_REQUEST_NONE); // none is forgotten
+    bool runs = vm->state == VM_RUNNING;
+    for (unsigned i = 0; i < vm->vcpu_count; i++) {
+        assert_int_equal(vm->vcpus[i]->stop == 0, runs);
+        assert_int_equal(inside[n][i], runs);
+    }
+    assert_int_equal(vm->clock.frozen, !runs);
+    if (vm->state != VM_CRASHED) // which may have failed to begin anew
+        assert_int_equal(vm->memory_present, vm->state != VM_STOPPED);
+    assert_true(vm->state != VM_CRASHED || vm->crash[0] != 0);
+}
+
+static void create(unsigned n)
+{
+    char why[VM_WHY_MAX];
+    struct vm_config config = {
+        .memory = 16 * MIB, .cpus = VCPUS, .weight = 100, .affinity = UINT64_MAX, .kernel = "k"};
+    strcpy(config.name, names[n]);
+    assert_int_equal(vm_create(&config, why), 0);
+    vms[n] = vm_acquire(config.name);
+    vm_release(vms[n]);
+}
+
+static void do_now(unsigned n, enum command command)
+{
+    scripts[OPERATOR] = (struct script){.commands = {command}, .count = 1, .vm = n};
+    begin_fiber(OPERATOR, operator_main);
+    finish();
+    assert_int_equal(scripts[OPERATOR].status[0], 0);
+}
+
+static void bring_to(unsigned n, enum vm_state state)
+{
+    if (state == VM_STOPPED)
+        return;
+    do_now(n, START);
+    if (state == VM_PAUSED)
+        do_now(n, PAUSE);
+    if (state == VM_CRASHED) {
+        assert_true(ask(n, 1, VM_REQUEST_CRASH));
+        finish();
+    }
+    assert_int_equal(vms[n]->state, state);
+}
+
+static void begin_world(void)
+{
+    fake_machine(0, 1);
+    vm_set_platform(&platform);
+    vm_set_event_sink(sink);
+    start_service(NULL);
+    begin_fiber(SERVICE, service_main);
+    coroutines[OPERATOR].alive = coroutines[OTHER].alive = false;
+    memset(inside, 0, sizeof(inside));
+    memset(scripts, 0, sizeof(scripts));
+    load_fails = false;
+    said[0] = 0;
+    objects = 0;
+    create(0);
+    finish();
+}
+
+static void end_world(void)
+{
+    load_fails = false;
+    for (unsigned n = 0; n < VMS; n++)
+        if (vms[n] != NULL)
+            do_now(n, DESTROY);
+    assert_int_equal(objects, 0);
+}
+
+// --- Tests ---
+
+// Every command in every state: answer and the state afterwards.
+static void every_command_in_every_state(void **state)
+{
+    (void)state;
+    enum { NONE = 99 };
+    static const enum vm_state states[] = {VM_STOPPED, VM_RUNNING, VM_PAUSED, VM_CRASHED};
+    static const struct {
+        int status;
+        unsigned after;
+    } expected[ARRAY_SIZE(states)][COMMANDS] = {
+        [0] = {{0, VM_RUNNING},
+               {E_BUSY, VM_STOPPED},
+               {E_BUSY, VM_STOPPED},
+               {E_BUSY, VM_STOPPED},
+               {E_BUSY, VM_STOPPED},
+               {E_BUSY, VM_STOPPED},
+               {0, NONE}},
+        [1] = {{E_BUSY, VM_RUNNING},
+               {0, VM_PAUSED},
+               {E_BUSY, VM_RUNNING},
+               {0, VM_RUNNING},
+               {0, VM_RUNNING},
+               {0, VM_STOPPED},
+               {0, NONE}},
+        [2] = {{E_BUSY, VM_PAUSED},
+               {E_BUSY, VM_PAUSED},
+               {0, VM_RUNNING},
+               {0, VM_PAUSED},
+               {E_BUSY, VM_PAUSED},
+               {0, VM_STOPPED},
+               {0, NONE}},
+        [3] = {{0, VM_RUNNING},
+               {E_BUSY, VM_CRASHED},
+               {E_BUSY, VM_CRASHED},
+               {0, VM_RUNNING},
+               {E_BUSY, VM_CRASHED},
+               {0, VM_STOPPED},
+               {0, NONE}},
+    };
+    for (unsigned i = 0; i < ARRAY_SIZE(states); i++)
+        for (unsigned c = 0; c < COMMANDS; c++) {
+            begin_world();
+            bring_to(0, states[i]);
+            scripts[OPERATOR] = (struct script){.commands = {(enum command)c}, .count = 1};
+            begin_fiber(OPERATOR, operator_main);
+            finish();
+            assert_int_equal(scripts[OPERATOR].status[0], expected[i][c].status);
+            if (expected[i][c].after == NONE)
+                assert_null(vms[0]);
+            else
+                assert_int_equal(vms[0]->state, expected[i][c].after);
+            check_quiet(0);
+            end_world();
+        }
+}
+
+// What a guest asks for, while it runs and just before it is paused; also where it cannot be done.
+static void every_event(void **state)
+{
+    (void)state;
+    static const enum vm_state after[] = {[VM_REQUEST_RESET] = VM_RUNNING,
+                                          [VM_REQUEST_OFF] = VM_STOPPED,
+                                          [VM_REQUEST_CRASH] = VM_CRASHED,
+                                          [VM_REQUEST_EXIT] = VM_STOPPED};
+    for (enum vm_request r = VM_REQUEST_RESET; r <= VM_REQUEST_EXIT; r++)
+        for (unsigned paused = 0; paused < 2; paused++)
+            for (unsigned fails = 0; fails < 2; fails++) {
+                begin_world();
+                bring_to(0, VM_RUNNING);
+                load_fails = fails != 0;
+                if (paused != 0) {
+                    // Asked for, but the operator is faster than the service.
+                    assert_true(ask(0, 1, r));
+                    scripts[OPERATOR] = (struct script){.commands = {PAUSE}, .count = 1};
+                    begin_fiber(OPERATOR, operator_main);
+                    while (coroutines[OPERATOR].alive) {
+                        step_fiber(OPERATOR);
+                        for (unsigned i = 0; i < VCPUS; i++)
+                            step_vcpu(0, i);
+                    }
+                    assert_int_equal(vms[0]->state, VM_PAUSED);
+                } else {
+                    assert_true(ask(0, 1, r));
+                }
+                finish();
+                enum vm_state expected = after[r];
+                if (r == VM_REQUEST_RESET)
+                    expected = fails != 0 ? VM_CRASHED : paused != 0 ? VM_PAUSED : VM_RUNNING;
+                assert_int_equal(vms[0]->state, expected);
+                assert_true(said[0] != 0);
+                check_quiet(0);
+                end_world();
+            }
+}
+
+// --- All orders ---
+
+#define CHOICES_MAX 16u
+static unsigned choices = 5; // explored: each more takes five times as long
+static unsigned path[CHOICES_MAX], room[CHOICES_MAX], depth, events_left;
+static uint64_t histories;
+
+// The next choice among `n`, along the path of this history.
+static unsigned choose(unsigned n)
+{
+    if (depth == choices)
+        return UINT32_MAX;
+    room[depth] = n;
+    return path[depth++];
+}
+
+// The next history; false after the last one.
+static bool advance(void)
+{
+    while (depth > 0 && path[depth - 1] + 1 == room[depth - 1])
+        depth--;
+    if (depth == 0)
+        return false;
+    path[depth - 1]++;
+    for (unsigned i = depth; i < ARRAY_SIZE(path); i++)
+        path[i] = 0;
+    depth = 0;
+    return true;
+}
+
+static const enum vm_request requests[] = {VM_REQUEST_RESET, VM_REQUEST_OFF, VM_REQUEST_CRASH};
+
+// One step of one choice; false when the choices are used up, or nothing can move.
+static bool choose_step(void)
+{
+    struct {
+        enum { FIBER, LEAVE, ASK } kind;
+        unsigned who, what;
+    } can[32];
+    unsigned n = 0;
+    for (unsigned role = 0; role < FIBERS; role++)
+        if (can_step(role)) {
+            can[n].kind = FIBER;
+            can[n++].who = role;
+        }
+    for (unsigned i = 0; i < VCPUS; i++) {
+        if (vms[0] == NULL || i >= vms[0]->vcpu_count || !inside[0][i])
+            continue;
+        if (vms[0]->vcpus[i]->stop != 0) {
+            can[n].kind = LEAVE;
+            can[n++].who = i;
+        }
+        for (unsigned r = 0; r < ARRAY_SIZE(requests) && events_left != 0; r++) {
+            can[n].kind = ASK;
+            can[n].who = i;
+            can[n++].what = requests[r];
+        }
+    }
+    unsigned chosen = n == 0 ? UINT32_MAX : choose(n);
+    if (chosen == UINT32_MAX)
+        return false;
+    if (can[chosen].kind == FIBER) {
+        step_fiber((enum role)can[chosen].who);
+    } else if (can[chosen].kind == LEAVE) {
+        step_vcpu(0, can[chosen].who);
+    } else {
+        events_left--;
+        ask(0, can[chosen].who, (enum vm_request)can[chosen].what);
+    }
+    return true;
+}
+
+// All orders of two commands, by one fiber one after the other or by two at once, with events of
+// two vCPUs, from every state.
+static void explore(enum vm_state from, enum command a, enum command b, bool at_once)
+{
+    memset(path, 0, sizeof(path));
+    do {
+        begin_world();
+        bring_to(0, from);
+        depth = 0;
+        events_left = EVENTS_MAX;
+        scripts[OPERATOR] = (struct script){.commands = {a, b}, .count = at_once ? 1 : 2};
+        scripts[OTHER] = (struct script){.commands = {b}, .count = at_once};
+        begin_fiber(OPERATOR, operator_main);
+        if (at_once)
+            begin_fiber(OTHER, other_main);
+        while (choose_step())
+            ;
+        unsigned used = depth;
+        finish();
+        assert_int_equal(scripts[OPERATOR].done, scripts[OPERATOR].count);
+        assert_int_equal(scripts[OTHER].done, scripts[OTHER].count);
+        check_quiet(0);
+        end_world();
+        depth = used;
+        histories++;
+    } while (advance());
+}
+
+static void all_orders(void **state)
+{
+    (void)state;
+    histories = 0;
+    const char *longer = getenv("LIFECYCLE_CHOICES");
+    if (longer != NULL)
+        choices = (unsigned)MIN(strtoul(longer, NULL, 10), CHOICES_MAX);
+    for (enum vm_state from = VM_STOPPED; from <= VM_CRASHED; from++)
+        for (unsigned a = 0; a < COMMANDS && from != VM_WAITING_MEMORY; a++)
+            for (unsigned b = 0; b < COMMANDS; b++) {
+                explore(from, (enum command)a, (enum command)b, false);
+                if (a <= b)
+                    explore(from, (enum command)a, (enum command)b, true);
+            }
+    print_message("%lu histories\n", (unsigned long)histories);
+    assert_true(histories > 30000);
+}
+
+// A guest whose first instruction resets it, always before the operator's fiber looks again: the
+// operator gets the VM all the same.
+static void a_reset_loop_does_not_keep_the_operator_out(void **state)
+{
+    (void)state;
+    begin_world();
+    bring_to(0, VM_RUNNING);
+    assert_true(ask(0, 0, VM_REQUEST_RESET));
+    step_fiber(SERVICE); // has it
+    assert_true(vms[0]->busy);
+    scripts[OPERATOR] = (struct script){.commands = {STOP}, .count = 1};
+    begin_fiber(OPERATOR, operator_main);
+    unsigned rounds = 0;
+    while (coroutines[OPERATOR].alive && rounds++ < 1000) {
+        // The operator's fiber sleeps for a while between its looks; these are the worst moments:
+        // whenever the service has the VM.
+        if (can_step(SERVICE))
+            step_fiber(SERVICE);
+        for (unsigned i = 0; i < VCPUS; i++) {
+            if (vms[0] != NULL && inside[0][i] && vms[0]->vcpus[i]->stop == 0)
+                ask(0, i, VM_REQUEST_RESET);
+            step_vcpu(0, i);
+        }
+        if (vms[0]->busy || !can_step(SERVICE))
+            step_fiber(OPERATOR);
+    }
+    assert_true(rounds < 100);
+    finish();
+    assert_int_equal(vms[0]->state, VM_STOPPED);
+    end_world();
+}
+
+// Two VMs: one resets itself over and over, so fast that it asks again before the service looks;
+// the other's power-off is done.
+static void a_reset_loop_does_not_keep_the_service_from_others(void **state)
+{
+    (void)state;
+    begin_world();
+    create(1);
+    bring_to(0, VM_RUNNING);
+    bring_to(1, VM_RUNNING);
+    ask(0, 0, VM_REQUEST_RESET);
+    ask(1, 0, VM_REQUEST_OFF);
+    asks_at_once = true;
+    for (unsigned rounds = 0; rounds < 1000 && vms[1]->state != VM_STOPPED; rounds++) {
+        for (unsigned vm = 0; vm < VMS; vm++)
+            for (unsigned i = 0; i < VCPUS; i++)
+                step_vcpu(vm, i);
+        if (can_step(SERVICE))
+            step_fiber(SERVICE);
+    }
+    asks_at_once = false;
+    assert_int_equal(vms[1]->state, VM_STOPPED);
+    finish();
+    end_world();
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(every_command_in_every_state),
+        cmocka_unit_test(every_event),
+        cmocka_unit_test(all_orders),
+        cmocka_unit_test(a_reset_loop_does_not_keep_the_operator_out),
+        cmocka_unit_test(a_reset_loop_does_not_keep_the_service_from_others),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
