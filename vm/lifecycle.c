@@ -14,6 +14,11 @@
 #include "vm/loader.h"
 #include "vm/table.h"
 
+// The least time between two resets that a guest asks for. No guest boots faster; one that resets
+// itself over and over would keep the service fiber busy at everybody's cost, and the console with
+// events.
+#define RESETS_PER_SECOND 10u
+
 const struct vm_platform_ops *vm_platform;
 static _Atomic uint64_t next_id = 1; // 64 bits: never reused
 static struct fiber *service;
@@ -454,6 +459,7 @@ static void serve(struct vm *vm)
         return; // it was stopped meanwhile
     switch (request) {
     case VM_REQUEST_RESET:
+        vm->next_reset = time_tsc() + tsc_hz / RESETS_PER_SECOND;
         if (restart(vm, why) == 0) {
             vm_event("VM %s reset by the guest", vm->config.name);
         } else {
@@ -485,11 +491,12 @@ static void serve_all(void *unused)
     (void)unused;
     for (;;) {
         struct vm *vm;
-        while ((vm = vm_next_with_request()) != NULL) {
+        uint64_t when;
+        while ((vm = vm_next_with_request(&when)) != NULL) {
             serve(vm);
             vm_release(vm);
         }
-        fiber_sleep_until(UINT64_MAX);
+        fiber_sleep_until(when);
     }
 }
 

@@ -80,10 +80,12 @@ void vm_release(struct vm *vm)
         vm_wake_service();
 }
 
-struct vm *vm_next_with_request(void)
+struct vm *vm_next_with_request(uint64_t *when)
 {
     static uint64_t last_id; // whose turn it was last; table_lock
     struct vm *found = NULL;
+    uint64_t now = time_tsc();
+    *when = UINT64_MAX;
     spin_lock(&table_lock);
     for (unsigned i = 0; i < count; i++) {
         struct vm *vm = table[i];
@@ -91,6 +93,10 @@ struct vm *vm_next_with_request(void)
         // keep the operator out.
         if (vm->request == VM_REQUEST_NONE || vm->busy || vm->waiters != 0)
             continue;
+        if (vm->request == VM_REQUEST_RESET && now < vm->next_reset) {
+            *when = MIN(*when, vm->next_reset);
+            continue;
+        }
         // The first one behind the last, whose ids are higher; else the first of all. So such a
         // guest keeps nobody else from being served.
         if (found == NULL || (found->id <= last_id && vm->id > last_id))

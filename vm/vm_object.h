@@ -52,7 +52,8 @@ struct vm {
     bool restarting; // they will again in a moment: what was promised to it, and its frames, are
                      // kept
     _Atomic enum vm_request request;
-    uint8_t exit_code; // for VM_REQUEST_EXIT
+    uint64_t next_reset; // TSC before which the guest's own reset is not done
+    uint8_t exit_code;   // for VM_REQUEST_EXIT
     char crash[VM_WHY_MAX];
 
     struct ept ept;
@@ -130,8 +131,9 @@ void vm_event(const char *format, ...) __attribute__((format(printf, 1, 2)));
 // VM.
 struct vm *vm_acquire(const char *name);
 void vm_release(struct vm *vm);
-// One that asked for something and that nobody else has or waits for, acquired; in turns. NULL: none.
-struct vm *vm_next_with_request(void);
+// One that asked for something and that nobody else has or waits for, acquired; in turns. NULL:
+// none before *when (TSC).
+struct vm *vm_next_with_request(uint64_t *when);
 // Calls `visit` for every VM, under the table lock.
 void vm_for_each(void (*visit)(struct vm *vm, void *context), void *context);
 // True while one of its vCPUs waits for a frame.

@@ -29,6 +29,7 @@ extern unsigned errors;
 uint64_t option(const char *key, uint64_t otherwise);
 bool under_fusor(void);
 _Noreturn void power_off(void);
+_Noreturn void reset_now(void); // by the keyboard controller; test_fire.c
 
 // --- memory.c ---
 struct region {
@@ -203,5 +204,4 @@ void test_shootdown(void);
 void test_storm(void);
 void test_gaps(void);
 void test_fill(void);
-void test_resetloop(void);
 void test_fire(void);

@@ -53,7 +53,6 @@ static const struct {
     {"torture", test_torture},
     {"gaps", test_gaps},
     {"fill", test_fill},
-    {"resetloop", test_resetloop},
     {"fire", test_fire},
 };
 
@@ -167,6 +166,8 @@ int main(const uint8_t *boot_params)
     for (unsigned i = 0; line != NULL && i < CMDLINE_ROOM - 1 && line[i] != 0; i++)
         cmdline[i] = line[i];
 
+    if (option("resetloop", 0) != 0)
+        reset_now(); // the first thing it does
     uart_init();
     memory_init(boot_params);
     interrupts_init();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// gaps, fill, resetloop, fire: for the tests of lifecycle under load.
+// gaps, fill, fire, and `resetloop=1`: for the tests of lifecycle under load.
 #include "hypercall.h"
 #include "smp.h"
 
@@ -62,15 +62,6 @@ void test_fill(void)
         __asm__ volatile("hlt");
 }
 
-// --- resetloop: the first thing it does is to reset the machine ---
-
-void test_resetloop(void)
-{
-    outb(0x64, 0xfe);
-    for (;;)
-        __asm__ volatile("hlt");
-}
-
 // --- fire: each CPU does something else, then, after `ms=`, the VM ends in the way of `end=` ---
 //
 // 0: it goes on for ever; 1: reset; 2: power-off; 3: triple fault; 4: reset and power-off by two
@@ -91,6 +82,12 @@ static _Noreturn void stay(void)
         __asm__ volatile("" : : : "memory");
 }
 
+_Noreturn void reset_now(void)
+{
+    outb(0x64, 0xfe);
+    stay();
+}
+
 static void until_end(void)
 {
     while (rdtsc() < ends_at)
@@ -100,8 +97,7 @@ static void until_end(void)
 static void by_reset(void)
 {
     until_end();
-    outb(0x64, 0xfe);
-    stay();
+    reset_now();
 }
 
 static void by_off(void)
