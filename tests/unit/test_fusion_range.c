@@ -539,6 +539,41 @@ static void test_no_collapse(void **state)
     }
 }
 
+// The end of a VM with a large shared page: its 512 pages leave in steps, as sharer and as the last
+// one, whatever else goes on in between.
+static uint64_t shared_before;
+static unsigned shared_steps;
+
+static void measure_step(enum world_point point)
+{
+    if (point != POINT_YIELD)
+        return;
+    uint64_t shared = world.vm[A].account.shared_gfns + world.vm[B].account.shared_gfns;
+    assert_true(shared_before - shared <= 64);
+    shared_steps += shared != shared_before;
+    shared_before = shared;
+}
+
+static void test_end_in_steps(void **state)
+{
+    (void)state;
+    start(2);
+    assert_int_equal(hint_range(A, R), 1);
+    assert_int_equal(hint_range(B, R), 1);
+    assert_int_equal(world_snapshot().saved, PAGES);
+    for (unsigned n = A; n <= B; n++) {
+        shared_before = world.vm[A].account.shared_gfns + world.vm[B].account.shared_gfns;
+        shared_steps = 0;
+        world.step = measure_step;
+        world_end_vm(n, true);
+        world.step = NULL;
+        assert_int_equal(shared_steps, PAGES / 64);
+        assert_int_equal(world_snapshot().saved, 0);
+        assert_int_equal(world_snapshot().count[FRAME_SHARED], n == A ? PAGES : 0);
+    }
+    world_finish();
+}
+
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
@@ -556,6 +591,7 @@ int main(void)
         cmocka_unit_test(test_two_quiet_intervals),
         cmocka_unit_test(test_range_that_is_always_written),
         cmocka_unit_test(test_no_collapse),
+        cmocka_unit_test(test_end_in_steps),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

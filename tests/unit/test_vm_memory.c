@@ -14,6 +14,8 @@
 
 #include <cmocka.h>
 
+#include <arch/ept.h>
+
 #include "fake.h"
 #include "kernel/error.h"
 #include "kernel/frames.h"
@@ -75,10 +77,14 @@ int __wrap_frame_alloc(enum frame_state state, unsigned order, unsigned flags,
     return __real_frame_alloc(state, order, flags, account, out);
 }
 
+static void (*yield_hook)(void);
+
 void fiber_yield(void)
 {
     assert_true(spin_none_held());
     yields++;
+    if (yield_hook != NULL)
+        yield_hook();
 }
 
 void fiber_give_way(void)
@@ -1235,6 +1241,57 @@ static int release(void **state)
     return 0;
 }
 
+// Between two yields of a teardown no more than so many pages, or one large one, are given back.
+#define PAGES_PER_STEP 64u
+
+static uint64_t resident_before, tables_before;
+static unsigned longest, large_steps;
+
+static void measure_step(void)
+{
+    uint64_t pages = resident_before - vm.account.private_frames;
+    uint64_t tables = tables_before - vm.ept.table_frames;
+    large_steps += pages >= 512;
+    assert_true(pages <= PAGES_PER_STEP || (pages >= 512 && pages <= 512 + PAGES_PER_STEP));
+    assert_true(tables <= PAGES_PER_STEP + 1);
+    longest = (unsigned)MAX(longest, pages + tables);
+    resident_before = vm.account.private_frames;
+    tables_before = vm.ept.table_frames;
+}
+
+static void test_destroy_in_steps(void **state)
+{
+    (void)state;
+    machine();
+    create(&vm, 7, 64 * MIB, VM_LARGE_AUTO);
+    fill(4 * MIB, 0, 512); // two large pages
+    fill(6 * MIB, 0, 512);
+    for (unsigned range = 4; range < 14; range++) // many single ones
+        fill(range * RANGE, 0, 400);
+    for (unsigned range = 24; range < 32; range++) // few
+        touch(range * RANGE);
+    assert_int_equal(vm.ept.large_leaves, 2);
+    resident_before = vm.account.private_frames;
+    tables_before = vm.ept.table_frames;
+    assert_int_equal(resident_before, 2 * 512 + 10 * 400 + 8);
+    longest = large_steps = yields = 0;
+    yield_hook = measure_step;
+    vm_memory_destroy(&vm);
+    yield_hook = NULL;
+    assert_in_range(longest, PAGES_PER_STEP, 512 + PAGES_PER_STEP);
+    assert_int_equal(large_steps, 2); // each by itself
+    assert_in_range(yields, 10 * 400 / PAGES_PER_STEP, 4 * 10 * 400 / PAGES_PER_STEP);
+    check();
+    // Tables that map nothing any more are looked through in steps as well: 30 of them.
+    create(&vm, 8, 64 * MIB, VM_LARGE_OFF);
+    for (unsigned range = 1; range < 31; range++)
+        assert_int_equal(ept_prepare(&vm.ept, (gfn_t){range * (RANGE / PAGE_SIZE)}), 0);
+    yields = 0;
+    vm_memory_destroy(&vm);
+    assert_true(yields >= 30 * ARCH_EPT_ENTRIES / EPT_EMPTY_PER_LEAF / PAGES_PER_STEP);
+    finish();
+}
+
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
@@ -1267,6 +1324,7 @@ int main(void)
         cmocka_unit_test(test_create_without_frames),
         cmocka_unit_test(test_destroy),
         cmocka_unit_test(test_destroy_flushes),
+        cmocka_unit_test(test_destroy_in_steps),
     };
     return cmocka_run_group_tests(tests, register_hook, release);
 }
