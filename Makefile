@@ -4,7 +4,8 @@
 #   make unit       host unit tests (ASan + UBSan)
 #   make lint       warnings, formatting, static analysis
 #   make test       set-up, lint, unit, system tests          make test-full   and the slow matrices
-#   make bench      figures, counted in Bochs                 make clean
+#   make bench      figures, counted in Bochs                 make stress SECONDS=N   everything at once, at random
+#   make clean
 
 BUILD   := build
 CC      := gcc

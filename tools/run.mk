@@ -2,7 +2,7 @@
 
 GUEST := $(BUILD)/guest
 
-.PHONY: run test test-full lint bench setup-run setup-test format
+.PHONY: run test test-full lint bench stress setup-run setup-test format
 setup-run:
 	@tools/setup run
 setup-test:
@@ -25,6 +25,13 @@ test-full: setup-test
 bench: setup-test
 	@$(MAKE) --no-print-directory $(BUILD)/BOOTX64.EFI $(GUEST)/bare.bin
 	@$(PYTHON) tools/bench
+
+# make stress SECONDS=N [CPUS=n] [SEED=s] [GUESTS=bare|debian|both]
+stress: setup-test
+	@$(MAKE) --no-print-directory $(BUILD)/BOOTX64.EFI $(GUEST)/bare.bin
+	@tools/debian-guest $(GUEST)
+	@$(PYTHON) tools/stress $(if $(SECONDS),--seconds $(SECONDS)) $(if $(CPUS),--cpus $(CPUS)) \
+		$(if $(SEED),--seed $(SEED)) $(if $(GUESTS),--guests $(GUESTS))
 
 C_FILES   := $(foreach r,boot $(ROOMS) guest-drivers/bare tests/unit tests/unit/fake tests/fuzz,$(wildcard $(r)/*.[ch])) \
 	$(wildcard kernel/x86/arch/*.h tests/unit/fake/arch/*.h)

@@ -205,3 +205,5 @@ void test_storm(void);
 void test_gaps(void);
 void test_fill(void);
 void test_fire(void);
+// --- test_stress.c ---
+void test_stress(void);

@@ -54,6 +54,7 @@ static const struct {
     {"gaps", test_gaps},
     {"fill", test_fill},
     {"fire", test_fire},
+    {"stress", test_stress},
 };
 
 // The compiler emits calls to these two.

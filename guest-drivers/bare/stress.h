@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// The rooms of test=stress: pages whose every word is known at any time, whichever CPU looks.
+//
+// A page has one owner, a CPU, which alone changes what it holds. A change is published in two
+// steps: `begun` says what the page is about to hold, then the words are written, then `done` says
+// that it does. Whoever reads `done`, a word, `begun`, in this order, may see the old or the new
+// content of a change that is under way, and nothing else: what `done` said must be seen, through
+// whichever mapping, whatever a TLB remembers. Four words of each page, the slots, belong to one
+// CPU each, which writes to them at any time, so that CPUs write to the same page at once.
+//
+// `gate` keeps CPUs out of the slots while the owner gives the page to Fusor, or makes all of it
+// new.
+#pragma once
+
+#include "hypercall.h"
+#include "smp.h"
+
+#define STRESS_PAGES_MAX 8192u
+#define STRESS_CPUS      4u
+#define RANGE            512u // pages of 2 MiB
+#define WORDS            512u
+#define VARIANTS         3u
+#define STRESS_RANGES    (STRESS_PAGES_MAX / RANGE)
+
+enum content {
+    ALL_ZERO,
+    COMMON,  // what other VMs have, too
+    TOUCHED, // common, but for one word
+    OWN,     // this VM's, this page's, this generation's
+};
+
+// What a page holds, in one word so that it is read and written at once.
+struct record {
+    uint32_t generation;
+    uint8_t content;
+    uint8_t variant; // of common content
+    uint16_t word;   // that was touched
+};
+
+struct stress_cpu {
+    uint64_t random;
+    uint64_t reads, unsure, writes, toggles, hints, inflated, deflated, reported, refused;
+    // Another CPU may spoil the hints, not what is given.
+    uint64_t hint[FUSOR_LIST_MAX] __attribute__((aligned(4096)));
+    uint64_t list[FUSOR_LIST_MAX] __attribute__((aligned(4096)));
+};
+
+struct stress {
+    uint64_t first; // address of the first page, at 2 MiB
+    uint64_t pages;
+    uint64_t busy;      // pages 0..busy-1 change all the time; then come ranges,
+    uint64_t ballooned; // and from here on what the balloon's target is met with
+    unsigned cpus;
+    uint8_t vm, boot;
+    uint32_t hinting; // the page with which a list begins that is worked on
+    struct stress_cpu cpu[STRESS_CPUS];
+    uint64_t quiet[STRESS_RANGES];  // nobody writes to this range until then
+    uint8_t held[STRESS_PAGES_MAX]; // its owner gave it to the balloon
+};
+extern struct stress stress;
+
+// --- stress_pages.c ---
+
+void stress_map(void); // the second mapping
+struct record stress_record(uint64_t page);
+uint64_t stress_random(void);
+unsigned stress_owner(uint64_t page);
+
+// The owner's: may fail when a slot is being written. leave() ends it.
+bool stress_enter(uint64_t page);
+void stress_leave(uint64_t page);
+// Two steps of a change; `new` has the generation that change() gave it. cancel(): it did not
+// happen.
+struct record stress_begin(uint64_t page, enum content content, unsigned variant, unsigned word);
+void stress_end(uint64_t page, struct record new);
+void stress_cancel(uint64_t page);
+// Writes all that is new in `new`, between begin and end. Slots are written when the gate is
+// closed.
+void stress_write(uint64_t page, struct record new, bool closed);
+
+void stress_read(uint64_t page, unsigned words);
+void stress_toggle(uint64_t page, unsigned times);
+// Every word of the pages that this CPU owns; nobody else is at work.
+void stress_verify(void);
+// Every word of the pages is zero: nobody has been there since the VM began.
+void stress_verify_fresh(void);
+// Prints the first wrong word, if there was one.
+bool stress_failed(void);
