@@ -12,6 +12,9 @@
 
 #define COM1          0x3f8u
 #define AT_ONCE       64u // pages of a list, mostly
+#define AHEAD         8u  // pages that a CPU announces before it changes them
+#define AHEAD_TICKS   4000u
+#define WATCHES       200u
 #define READ_PAGES    24u
 #define RANGE_VARIANT 4u
 #define QUIET_TIME    5u // seconds
@@ -103,6 +106,35 @@ static void change(uint64_t page)
         stress_leave(page);
 }
 
+// Says which of the own pages change next, so that others have them in their TLBs by then. Returns
+// the first; those after it are stress.cpus apart.
+static uint64_t announce(void)
+{
+    uint64_t page = own_page();
+    __atomic_store_n(&stress.changing[smp_self()], (uint32_t)page, __ATOMIC_RELEASE);
+    wait_ticks(stress_random() % AHEAD_TICKS);
+    return page;
+}
+
+static void change_some(void)
+{
+    uint64_t page = announce();
+    for (unsigned i = 0; i < AHEAD && page < stress.busy; i++, page += stress.cpus)
+        change(page);
+}
+
+// Reads what another CPU is about to change, while it does, without an exit of the own, which would
+// hide that a translation has been forgotten.
+static void watch(void)
+{
+    unsigned other = (smp_self() + 1 + (unsigned)stress_random() % STRESS_CPUS) % stress.cpus;
+    for (unsigned n = 0; n < WATCHES; n++) {
+        uint64_t page = __atomic_load_n(&stress.changing[other], __ATOMIC_ACQUIRE);
+        for (unsigned i = 0; i < AHEAD && page < stress.busy; i++, page += stress.cpus)
+            stress_read(page, 1);
+    }
+}
+
 // --- Hints ---
 
 static void send_hints(unsigned count)
@@ -190,7 +222,7 @@ static void give_some(void)
     uint64_t pages[16];
     unsigned count = 0, wanted = 1 + (unsigned)stress_random() % 16;
     uint64_t call = chance(50) ? FUSOR_FREE_PAGES : FUSOR_BALLOON_INFLATE;
-    uint64_t page = own_page();
+    uint64_t page = announce();
     for (; count < wanted && page < stress.busy; page += stress.cpus)
         if (stress.held[page] == 0 && stress_enter(page))
             pages[count++] = page;
@@ -345,28 +377,31 @@ static void use_rest(void)
 
 // --- A CPU's life ---
 
+// Writes to pages that are being hinted, again and again without an exit where it can be: a write
+// through a translation that should be gone is lost.
 static void toggle_some(void)
 {
-    for (unsigned i = 0; i < 4; i++) {
-        uint64_t page =
-            chance(50)
-                ? any_page()
-                : (__atomic_load_n(&stress.hinting, __ATOMIC_RELAXED) + stress_random() % 8) %
-                      stress.pages;
-        if (!is_quiet(page) && (stress.held[page] == 0 || chance(2)))
-            stress_toggle(page, TOGGLES);
-    }
+    uint64_t first = __atomic_load_n(&stress.hinting, __ATOMIC_RELAXED) + stress_random() % AT_ONCE;
+    if (chance(30))
+        first = any_page();
+    for (unsigned n = 0; n < TOGGLES; n++)
+        for (unsigned i = 0; i < 3; i++) {
+            uint64_t page = (first + i) % stress.pages;
+            if (!is_quiet(page) && (stress.held[page] == 0 || n == 0))
+                stress_toggle(page, 3);
+        }
 }
 
 static void one_round(void)
 {
     unsigned what = (unsigned)stress_random() % 100;
-    if (what < 28) {
+    if (what < 8) {
         for (unsigned i = 0; i < READ_PAGES; i++)
             stress_read(any_page(), 4);
+    } else if (what < 28) {
+        watch();
     } else if (what < 48) {
-        for (unsigned i = 0; i < 8; i++)
-            change(own_page());
+        change_some();
     } else if (what < 68) {
         toggle_some();
     } else if (what < 84) {

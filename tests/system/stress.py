@@ -272,9 +272,7 @@ class Stress:
         left = self.random.randrange(-2048, 2048)  # below 0 it will wait itself
         m = self.machine.metrics("host")
         free = m["host", "RAM/VMM/Free"] - 4096
-        touched = (free - left) // 1024
-        if touched < 16:
-            return
+        touched = max((free - left) // 1024, 16)
         self.hog = "hog"
         self.say(f"vm create hog memory={touched + 8}M memory-min=2M kernel=\\guests\\bare.bin large-pages=off "
                  f'cmdline="test=driver touch={touched}M idle=1"')
