@@ -52,7 +52,8 @@ struct stress {
     uint64_t ballooned; // and from here on what the balloon's target is met with
     unsigned cpus;
     uint8_t vm, boot;
-    uint32_t hinting;               // the page with which a list begins that is worked on
+    uint64_t hinting; // the page with which a list begins that is worked on, and above bit 32 its
+                      // length, 0: nobody hints
     uint32_t changing[STRESS_CPUS]; // the page with which a CPU begins that it is about to change
     struct stress_cpu cpu[STRESS_CPUS];
     uint64_t quiet[STRESS_RANGES];  // nobody writes to this range until then

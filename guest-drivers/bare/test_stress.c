@@ -17,8 +17,8 @@
 #define WATCHES       200u
 #define READ_PAGES    24u
 #define RANGE_VARIANT 4u
-#define QUIET_TIME    5u // seconds
-#define TOGGLES       12u
+#define QUIET_TIME    8u // seconds
+#define TOGGLES       40u
 #define TELL_TIME     10u // seconds between two reports that nobody asked for
 #define LOOK_EACH     16u // rounds of CPU 0 between two looks at the UART and the target
 
@@ -47,12 +47,25 @@ static uint64_t any_page(void)
     return stress_random() % (chance(60) ? stress.busy : stress.pages);
 }
 
-// One of the own busy pages.
+// One of the pages that are being hinted; any one when there are none.
+static uint64_t hinted_page(void)
+{
+    uint64_t hinting = __atomic_load_n(&stress.hinting, __ATOMIC_RELAXED);
+    if (hinting == 0)
+        return any_page();
+    return ((uint32_t)hinting + stress_random() % (hinting >> 32)) % stress.pages;
+}
+
+// The own busy page nearest to this one.
+static uint64_t own_near(uint64_t page)
+{
+    page = page % stress.busy / stress.cpus * stress.cpus + smp_self();
+    return page >= stress.busy ? smp_self() : page;
+}
+
 static uint64_t own_page(void)
 {
-    uint64_t page = stress_random() % stress.busy;
-    page += stress.cpus - page % stress.cpus + smp_self();
-    return page >= stress.busy ? smp_self() : page;
+    return own_near(stress_random());
 }
 
 static uint64_t entry(uint64_t page, unsigned order)
@@ -123,14 +136,17 @@ static void change_some(void)
         change(page);
 }
 
-// Reads what another CPU is about to change, while it does, without an exit of the own, which would
-// hide that a translation has been forgotten.
+// Reads what another CPU is about to change, while it does, or what is being hinted, without an
+// exit of the own, which would hide that a translation has not been forgotten.
 static void watch(void)
 {
     unsigned other = (smp_self() + 1 + (unsigned)stress_random() % STRESS_CPUS) % stress.cpus;
+    bool hinted = chance(50);
+    uint64_t first = hinted_page();
     for (unsigned n = 0; n < WATCHES; n++) {
-        uint64_t page = __atomic_load_n(&stress.changing[other], __ATOMIC_ACQUIRE);
-        for (unsigned i = 0; i < AHEAD && page < stress.busy; i++, page += stress.cpus)
+        uint64_t page = hinted ? first : __atomic_load_n(&stress.changing[other], __ATOMIC_ACQUIRE);
+        uint64_t step = hinted ? 1 : stress.cpus;
+        for (unsigned i = 0; i < AHEAD && page < stress.pages; i++, page += step)
             stress_read(page, 1);
     }
 }
@@ -158,8 +174,14 @@ static void hint(void)
             list[i] = FUSOR_ENTRY(stress_random() % (memory_top / PAGE), 0, 0);
     if (chance(3))
         list[count / 2] = stress_random();
-    __atomic_store_n(&stress.hinting, (uint32_t)from, __ATOMIC_RELAXED);
+    __atomic_store_n(&stress.hinting, (uint64_t)count << 32 | from, __ATOMIC_RELAXED);
     send_hints(count);
+    __atomic_store_n(&stress.hinting, 0, __ATOMIC_RELAXED);
+    // Written at once: copies go to the frames that were given up.
+    if (from < stress.busy && chance(50))
+        for (uint64_t page = from; page < from + AHEAD * stress.cpus && page < stress.busy; page++)
+            if (stress_owner(page) == smp_self())
+                change(page);
 }
 
 // A hint may change while Fusor reads it.
@@ -222,7 +244,7 @@ static void give_some(void)
     uint64_t pages[16];
     unsigned count = 0, wanted = 1 + (unsigned)stress_random() % 16;
     uint64_t call = chance(50) ? FUSOR_FREE_PAGES : FUSOR_BALLOON_INFLATE;
-    uint64_t page = announce();
+    uint64_t page = chance(50) ? announce() : own_near(hinted_page());
     for (; count < wanted && page < stress.busy; page += stress.cpus)
         if (stress.held[page] == 0 && stress_enter(page))
             pages[count++] = page;
@@ -302,7 +324,7 @@ static void change_range(uint64_t first)
         renew_range(first);
     } else if (what < 45) {
         hint_range(first);
-    } else if (what < 50) {
+    } else if (what < 53) {
         fill_range(first, chance(70) ? OWN : COMMON, 1);
         // Nobody writes: it may become large again.
         __atomic_store_n(&stress.quiet[first / RANGE], rdtsc() + QUIET_TIME * tsc_hz(),
@@ -381,9 +403,7 @@ static void use_rest(void)
 // through a translation that should be gone is lost.
 static void toggle_some(void)
 {
-    uint64_t first = __atomic_load_n(&stress.hinting, __ATOMIC_RELAXED) + stress_random() % AT_ONCE;
-    if (chance(30))
-        first = any_page();
+    uint64_t first = chance(20) ? any_page() : hinted_page();
     for (unsigned n = 0; n < TOGGLES; n++)
         for (unsigned i = 0; i < 3; i++) {
             uint64_t page = (first + i) % stress.pages;

@@ -23,7 +23,7 @@ MEMORY_KB = 16 << 10
 METRICS = {"fused": "Fusion/Hints/Fused", "splits": "Fusion/Splits", "cancelled": "Fusion/Cancelled",
            "collapses": "EPT/LargeCollapsed", "demotions": "EPT/LargeSplit", "shootdowns": "EPT/Shootdowns"}
 COUNTS = ("reads", "writes", "toggles", "inflated", "deflated", "reported")
-COLUMNS = ("guests", "cpus", "seed", "Mticks", "fused", "splits", "cancelled", "collapses", "demotions", "inflated", "deflated",
+COLUMNS = ("guests", "cpus", "seed", "Mticks", "fused", "splits", "cancelled", "ranges", "collapses", "demotions", "inflated", "deflated",
            "reported", "shootdowns", "pauses", "resets", "stops", "creates", "waits", "checks", "Mwords", "wrong")
 
 
@@ -103,6 +103,9 @@ class Stress:
         guest.told = {}
         for key, metric in METRICS.items() if metrics else ():
             self.totals[key] += metrics[guest.name, metric]
+        if metrics:
+            facts = dict(x.split(": ", 1) for x in self.machine.command(f"vm show {guest.name}"))
+            self.totals["ranges"] += int(facts["large-fused"])
 
     def read_reports(self, guest):
         """The guest's lines; notes its newest report since it began."""
@@ -328,7 +331,7 @@ class Stress:
         left["Table"] = after["host", "RAM/VMM/Table"] - self.before["host", "RAM/VMM/Table"]
         left["Used"] = after["host", "RAM/VMM/Used"] - self.before["host", "RAM/VMM/Used"]
         print("left behind, kB:", left)
-        if any(left[x] for x in ("Private", "Shared", "Saved", "Ballooned", "Table")):
+        if any(left.values()):
             self.fail(f"left behind: {left}")
         t = self.totals
         t["guests"], t["seed"] = self.kind, self.seed
