@@ -34,9 +34,9 @@ stress: setup-test
 		$(if $(SEED),--seed $(SEED)) $(if $(GUESTS),--guests $(GUESTS))
 
 C_FILES   := $(foreach r,boot $(ROOMS) guest-drivers/bare tests/unit tests/unit/fake tests/fuzz,$(wildcard $(r)/*.[ch])) \
-	$(wildcard kernel/x86/arch/*.h tests/unit/fake/arch/*.h)
-SH_FILES  := tools/setup guest-drivers/linux/make-deb tests/run tests/system-file tests/tidy .ci/run $(shell grep -lE '^\#!/bin/(ba)?sh|^\#!/usr/bin/env bash' tools/* tests/model/* 2>/dev/null)
-PY_FILES  := $(shell grep -lE '^\#!.*python' tools/* 2>/dev/null) $(wildcard tests/system/*.py)
+	$(wildcard kernel/x86/arch/*.h tests/unit/fake/arch/*.h tools/kvm_balloon/*.c)
+SH_FILES  := tools/setup guest-drivers/linux/make-deb tests/run tests/system-file tests/tidy .ci/run $(wildcard tools/kvm_balloon/*.sh) $(shell grep -lE '^\#!/bin/(ba)?sh|^\#!/usr/bin/env bash' tools/* tests/model/* 2>/dev/null)
+PY_FILES  := $(shell grep -lE '^\#!.*python' tools/* 2>/dev/null) $(wildcard tests/system/*.py tools/kvm_balloon/*.py)
 TIDY_C    := $(filter-out kernel/x86/%,$(KERNEL_C))
 
 # clang's set of flags: what only gcc knows, and what concerns code generation, is left out.
