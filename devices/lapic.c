@@ -110,6 +110,7 @@ void lapic_init(struct lapic *l, uint32_t id, struct vclock *clock, struct vtime
 
 void lapic_reset(struct lapic *l)
 {
+    l->eoi_byte = NULL;
     l->base_msr = LAYOUT_LAPIC | BASE_ENABLE | (l->id == 0 ? BASE_BSP : 0);
     l->nmi_pending = false;
     l->init_pending = false;

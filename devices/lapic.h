@@ -53,6 +53,11 @@ struct lapic {
     // that word n is not zero; `pending` is what lapic_pending() returns.
     uint8_t irr_words, isr_words;
     int16_t pending;
+    // KVM's PV EOI: a byte in the guest's memory, NULL: off. While armed, bit 0 there says that the
+    // one interrupt in service needs no EOI by register; the guest clears it instead, and nobody
+    // knows before lapic_settle_eoi(): ISR, and what follows from it, may be behind.
+    uint8_t *eoi_byte;
+    bool eoi_armed;
     bool nmi_pending, init_pending, startup_pending;
     uint8_t startup_vector;
     struct vtimer timer;
@@ -85,6 +90,12 @@ bool lapic_x2apic(const struct lapic *l);
 int lapic_pending(const struct lapic *l);
 // Moves `vector` from IRR to ISR.
 void lapic_accept(struct lapic *l, uint8_t vector);
+// Lets the guest end `vector`, which was accepted just now, in eoi_byte, if nothing waits for that
+// EOI. Returns true when it may: after every exit lapic_settle_eoi() must be called, as long as it
+// leaves eoi_armed set.
+bool lapic_arm_eoi(struct lapic *l, uint8_t vector);
+void lapic_settle_eoi(struct lapic *l);
+void lapic_disarm_eoi(struct lapic *l); // in any case; before eoi_byte changes
 // True when interrupts of the PIC pass through LINT0 (or the LAPIC is disabled).
 bool lapic_passes_extint(const struct lapic *l);
 // A message for this LAPIC (already routed). Vectors < 16 set an error.

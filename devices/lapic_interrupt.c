@@ -65,6 +65,7 @@ void lapic_clear_interrupts(struct lapic *l)
     l->irr_words = 0;
     l->isr_words = 0;
     l->pending = -1;
+    l->eoi_armed = false;
 }
 
 int lapic_pending(const struct lapic *l)
@@ -81,6 +82,10 @@ void lapic_accept(struct lapic *l, uint8_t vector)
 
 void lapic_eoi(struct lapic *l)
 {
+    if (l->eoi_armed) { // by register although it need not
+        l->eoi_armed = false;
+        __atomic_store_n(l->eoi_byte, 0, __ATOMIC_RELAXED);
+    }
     int vector = highest(l->isr, l->isr_words);
     if (vector < 0)
         return; // Linux writes EOI while it clears a LAPIC it inherited
@@ -90,6 +95,36 @@ void lapic_eoi(struct lapic *l)
     // level-triggered one is told to the IOAPIC.
     if (test_vector(l->tmr, (uint32_t)vector))
         l->ops->eoi(l->context, (uint8_t)vector);
+}
+
+bool lapic_arm_eoi(struct lapic *l, uint8_t vector)
+{
+    // Who waits for this EOI must see it: the IOAPIC that of a level-triggered interrupt, and what is
+    // in IRR already. A second one in service would not, but Linux does not nest them.
+    if (l->eoi_byte == NULL || l->irr_words != 0 || (l->isr_words & (l->isr_words - 1)) != 0 ||
+        l->isr[vector / 32] != 1u << (vector % 32) || test_vector(l->tmr, vector))
+        return false;
+    __atomic_store_n(l->eoi_byte, 1, __ATOMIC_RELAXED);
+    l->eoi_armed = true;
+    return true;
+}
+
+void lapic_disarm_eoi(struct lapic *l)
+{
+    if (!l->eoi_armed)
+        return;
+    l->eoi_armed = false;
+    if ((__atomic_exchange_n(l->eoi_byte, 0, __ATOMIC_RELAXED) & 1) == 0)
+        lapic_eoi(l);
+}
+
+void lapic_settle_eoi(struct lapic *l)
+{
+    // The handler has not got that far, and nothing waits for it yet.
+    if (l->eoi_armed && l->irr_words == 0 &&
+        (__atomic_load_n(l->eoi_byte, __ATOMIC_RELAXED) & 1) != 0)
+        return;
+    lapic_disarm_eoi(l);
 }
 
 void lapic_error(struct lapic *l, uint32_t bit)
@@ -119,7 +154,8 @@ static void accept_fixed(struct lapic *l, uint8_t vector, bool level)
     lapic_update_pending(l);
     // What TPR or ISR hold back cannot be taken before the vCPU itself changes them; and a vector
     // below one that is pending already has nothing to wake.
-    if (l->pending > before)
+    // With the EOI armed ISR may be behind, and the guest must make its EOI an exit from now on.
+    if (l->pending > before || l->eoi_armed)
         l->ops->changed(l->context, l->id);
 }
 

@@ -242,13 +242,39 @@ static int interrupt(struct vm *vm, struct vcpu *v, bool accept)
     struct lapic *l = v->lapic;
     int vector = lapic_pending(l);
     if (vector >= 0) {
-        if (accept)
+        if (accept) {
             lapic_accept(l, (uint8_t)vector);
+            v->eoi_armed = lapic_arm_eoi(l, (uint8_t)vector);
+        }
         return vector;
     }
     if (v->id != 0 || !pic_pending(&p->pic) || !lapic_passes_extint(l))
         return -1;
     return accept ? pic_acknowledge(&p->pic) : 0;
+}
+
+static void settle_eoi(struct vm *vm, struct vcpu *v)
+{
+    (void)vm;
+    struct lapic *l = v->lapic;
+    lapic_settle_eoi(l);
+    v->eoi_armed = l->eoi_armed;
+}
+
+static void set_eoi_byte(struct vm *vm, struct vcpu *v, uint8_t *byte)
+{
+    struct lapic *l = v->lapic;
+    (void)vm;
+    lapic_disarm_eoi(l); // in the old place
+    v->eoi_armed = false;
+    l->eoi_byte = byte;
+}
+
+static void send_ipi(struct vm *vm, uint32_t receivers, uint8_t vector, bool nmi)
+{
+    const struct apic_message message = {
+        .assert_level = true, .vector = vector, .delivery = nmi ? APIC_NMI : APIC_FIXED};
+    deliver_to(vm->platform, receivers, &message);
 }
 
 static bool take_nmi(struct vm *vm, struct vcpu *v, bool accept)
@@ -327,6 +353,9 @@ static const struct vm_platform_ops ops = {
     .destroy = destroy,
     .reset = reset,
     .interrupt = interrupt,
+    .set_eoi_byte = set_eoi_byte,
+    .settle_eoi = settle_eoi,
+    .send_ipi = send_ipi,
     .take_nmi = take_nmi,
     .take_startup = take_startup,
     .read_msr = read_msr,

@@ -182,6 +182,8 @@ static int64_t do_call(struct vm *vm, struct vcpu *v, uint64_t number)
         return do_list(vm, v, balloon_deflate);
     case FUSOR_FREE_PAGES:
         return do_list(vm, v, balloon_free_pages);
+    case KVM_CALL_SEND_IPI:
+        return kvm_guest_send_ipi(vm, v);
     default:
         return -FUSOR_ENOSYS;
     }

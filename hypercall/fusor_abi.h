@@ -5,7 +5,8 @@
  * Discovery: CPUID leaf 0x40000000 answers "FusorFusor\0\0" in EBX, ECX, EDX and the highest leaf
  * in EAX; leaf 0x40000001 answers the version in EAX, enum fusor_feature bits in EBX and the most
  * entries of one list in ECX. Then VMCALL from ring 0: RAX = number, arguments in RDI, RSI, RDX,
- * R10; RAX returns a value >= 0 or a negative error. All other registers are kept.
+ * R10; RAX returns a value >= 0 or a negative error. All other registers are kept. Numbers 9 to 15
+ * will not be used: 10 is KVM's, for guests that found KVM's leaf.
  *
  * Fixed layouts, little-endian. Reserved bits and fields must be zero, so that they can mean
  * something later. Compiles as C in a hypervisor, in Linux and in a bare guest.

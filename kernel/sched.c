@@ -232,13 +232,19 @@ static int choose_cpu(const struct sched_entity *e)
     return worst;
 }
 
+// Lock held. The time since `since` that counts as sleep.
+static uint64_t slept(const struct sched_entity *e, uint64_t now)
+{
+    return e->off || e->dead ? 0 : now - e->since;
+}
+
 static void make_runnable(struct sched_entity *e, uint64_t now)
 {
     list_remove(&e->link);
     e->state = SCHED_RUNNABLE;
     if (e->group != NULL)
         set_active(e->group, e->group->active + 1, now);
-    e->sleep_ticks += now - e->since;
+    e->sleep_ticks += slept(e, now);
     e->since = now;
     e->wake_deadline = UINT64_MAX;
     // A sleeper does not save up time: it may be ahead of the others by one slice at most.
@@ -268,12 +274,31 @@ static bool ask_to_yield(int cpu)
     return true;
 }
 
-void sched_skip_sleep(struct sched_entity *e)
+void sched_count_sleep(struct sched_entity *e, bool counts)
 {
     spin_lock(&sched_lock);
-    if (e->state == SCHED_BLOCKED)
-        e->since = time_tsc();
+    if (e->state == SCHED_BLOCKED) {
+        uint64_t now = time_tsc();
+        e->sleep_ticks += slept(e, now);
+        e->since = now;
+    }
+    e->off = !counts;
     spin_unlock(&sched_lock);
+}
+
+struct sched_times sched_times(const struct sched_entity *e)
+{
+    spin_lock(&sched_lock);
+    struct sched_times t = {e->run_ticks, e->wait_ticks, e->sleep_ticks};
+    uint64_t now = time_tsc();
+    if (e->state == SCHED_RUNNING)
+        t.run += now - e->since;
+    else if (e->state == SCHED_RUNNABLE)
+        t.wait += now - e->since;
+    else
+        t.sleep += slept(e, now);
+    spin_unlock(&sched_lock);
+    return t;
 }
 
 void sched_set_affinity(struct sched_entity *e, uint64_t cpu_mask)
@@ -547,7 +572,6 @@ _Noreturn void sched_loop(void)
         cpu_relax();
         cpu_irq_disable();
         CHECK(spin_none_held());
-        cpu->kicked = 0;
         if (cpu->index == 0) {
             serial_poll();
             if (console_poll != NULL)
@@ -570,7 +594,10 @@ _Noreturn void sched_loop(void)
             end = MIN(end, allowed);
         }
         hand_on();
-        must_yield[cpu->index] = 0; // the queue was looked at; whoever asks from here on asks anew
+        // The queue was looked at; whoever asks from here on asks anew. A kick for the one who runs
+        // next is no news either: it looks at its flags first.
+        must_yield[cpu->index] = 0;
+        cpu->kicked = 0;
         spin_unlock(&sched_lock);
 
         if (e == NULL) {

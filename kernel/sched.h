@@ -54,7 +54,8 @@ struct sched_entity {
     uint64_t promised;      // of the group's budget, for this run
     uint64_t run_ticks;     // sum of time on a CPU
     uint64_t wait_ticks;    // sum of time runnable without a CPU, also because of a cap
-    uint64_t sleep_ticks;   // sum of time blocked, but for what sched_skip_sleep leaves out
+    uint64_t sleep_ticks;   // sum of time blocked while that counts
+    bool off;               // blocked time does not count (sched_count_sleep)
     uint64_t since;         // TSC of the last state change
     uint64_t wake_deadline; // TSC, UINT64_MAX for none
     // Runs the entity on this CPU until `until` (TSC) or until it has nothing to do. Interrupts are
@@ -70,8 +71,15 @@ void sched_add(struct sched_entity *e);
 // Takes it away for good; it must be blocked or dead by its owner's doing. Returns E_BUSY while it
 // runs.
 int sched_remove(struct sched_entity *e);
-// The time it has been blocked up to now does not count as sleep (a VM that was stopped).
-void sched_skip_sleep(struct sched_entity *e);
+// Whether the time that it is blocked counts from now on: not while the VM it belongs to is stopped.
+// It does at first.
+void sched_count_sleep(struct sched_entity *e, bool counts);
+// Its times up to now: what the sums have and what it has been doing since its last change. Their
+// sum grows as time does while it counts.
+struct sched_times {
+    uint64_t run, wait, sleep;
+};
+struct sched_times sched_times(const struct sched_entity *e);
 // Changes where it may run, at once.
 void sched_set_affinity(struct sched_entity *e, uint64_t cpu_mask);
 // Sets weight and cap of a group, at once. The cap is kept over windows of 100 ms.

@@ -227,6 +227,8 @@ static void freeze(struct vm *vm)
     spin_lock(&vm->device_lock);
     vclock_freeze(&vm->clock);
     spin_unlock(&vm->device_lock);
+    for (unsigned i = 0; i < vm->vcpu_count; i++)
+        sched_count_sleep(&vm->vcpus[i]->entity, false);
 }
 
 // Ends the VM's run for good; its memory goes back.
@@ -235,8 +237,10 @@ static void power_off(struct vm *vm, enum vm_state state)
     freeze(vm);
     vm->request = VM_REQUEST_NONE;
     vm->state = state;
-    for (unsigned i = 0; i < vm->vcpu_count; i++)
+    for (unsigned i = 0; i < vm->vcpu_count; i++) {
         vm->vcpus[i]->waiting_memory = false;
+        kvm_guest_reset(vm->vcpus[i]); // its pins end before the memory does
+    }
     vm->balloon_driver = false;
     vm->waits_said = false;
     if (vm->restarting)

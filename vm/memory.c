@@ -421,6 +421,36 @@ int guest_write(struct vm *vm, gpa_t to, const void *from, size_t size)
     return 0;
 }
 
+int guest_pin(struct vm *vm, gfn_t gfn, void **page)
+{
+    if (vm_area_of(vm, gfn) != VM_AREA_RAM)
+        return E_RANGE;
+    for (;;) {
+        ept_lock_gfn(&vm->ept, gfn);
+        struct ept_leaf leaf = ept_lookup(&vm->ept, gfn);
+        bool own = leaf.present && leaf.kind == EPT_KIND_PRIVATE;
+        if (own) {
+            frame_of(leaf.frame)->count++; // whoever wants to move it looks under this lock
+            *page = hfn_to_pointer(leaf.frame);
+        }
+        ept_unlock_gfn(&vm->ept, gfn);
+        if (own)
+            return 0;
+        int status = make_writable(vm, gfn, &leaf);
+        if (status != 0)
+            return status;
+    }
+}
+
+void guest_unpin(struct vm *vm, gfn_t gfn)
+{
+    ept_lock_gfn(&vm->ept, gfn);
+    struct ept_leaf leaf = ept_lookup(&vm->ept, gfn);
+    CHECK(leaf.present && leaf.kind == EPT_KIND_PRIVATE && frame_of(leaf.frame)->count != 0);
+    frame_of(leaf.frame)->count--;
+    ept_unlock_gfn(&vm->ept, gfn);
+}
+
 int vm_memory_create(struct vm *vm)
 {
     vm->ranges = (vm->config.memory + RANGE_PAGES * PAGE_SIZE - 1) / (RANGE_PAGES * PAGE_SIZE) + 1;

@@ -12,3 +12,9 @@ struct vm;
 // the pages before it; it can be repeated). Never waits.
 int guest_read(struct vm *vm, gpa_t from, void *to, size_t size);
 int guest_write(struct vm *vm, gpa_t to, const void *from, size_t size);
+
+// Makes gfn a frame of the VM's own that stays where it is until guest_unpin(): it is not fused,
+// ballooned or moved. *page is where Fusor has it. Pins add up. E_RANGE: not RAM (ROM is not);
+// E_NOMEM: a frame is missing. Never waits; no gfn lock held.
+int guest_pin(struct vm *vm, gfn_t gfn, void **page);
+void guest_unpin(struct vm *vm, gfn_t gfn);

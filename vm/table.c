@@ -153,9 +153,10 @@ static void fill(struct vm_info *info, struct vm *vm, uint64_t private_frames, u
     info->run_ticks = info->wait_ticks = info->steal_ticks = info->unknown_msrs = 0;
     for (unsigned i = 0; i < vm->vcpus_made; i++) {
         const struct vcpu *v = vm->vcpus[i];
-        info->run_ticks += v->entity.run_ticks;
-        info->wait_ticks += v->entity.sleep_ticks;
-        info->steal_ticks += v->entity.wait_ticks;
+        struct sched_times times = sched_times(&v->entity);
+        info->run_ticks += times.run;
+        info->wait_ticks += times.sleep;
+        info->steal_ticks += times.wait;
         info->unknown_msrs += v->unknown_msrs;
     }
     info->shootdowns = vm->ept.shootdowns;

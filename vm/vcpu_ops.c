@@ -51,9 +51,16 @@ static void pio_out(struct vcpu *v, uint16_t port, unsigned size, uint32_t value
     }
 }
 
+static bool is_kvm_msr(uint32_t msr)
+{
+    return msr >= KVM_MSR_FIRST && msr <= KVM_MSR_LAST;
+}
+
 static int read_msr(struct vcpu *v, uint32_t msr, uint64_t *value)
 {
     struct vm *vm = vm_of(v);
+    if (is_kvm_msr(msr))
+        return kvm_guest_read_msr(v, msr, value);
     spin_lock(&vm->device_lock);
     int status = vm_platform->read_msr(vm, v, msr, value);
     spin_unlock(&vm->device_lock);
@@ -63,6 +70,8 @@ static int read_msr(struct vcpu *v, uint32_t msr, uint64_t *value)
 static int write_msr(struct vcpu *v, uint32_t msr, uint64_t value)
 {
     struct vm *vm = vm_of(v);
+    if (is_kvm_msr(msr))
+        return kvm_guest_write_msr(v, msr, value);
     spin_lock(&vm->device_lock);
     int status = vm_platform->write_msr(vm, v, msr, value);
     vm_update_timer(vm, v);
@@ -104,6 +113,14 @@ static int interrupt(struct vcpu *v, bool accept)
     int vector = vm_platform->interrupt(vm, v, accept);
     spin_unlock(&vm->device_lock);
     return vector;
+}
+
+static void settle_eoi(struct vcpu *v)
+{
+    struct vm *vm = vm_of(v);
+    spin_lock(&vm->device_lock);
+    vm_platform->settle_eoi(vm, v);
+    spin_unlock(&vm->device_lock);
 }
 
 static bool take_nmi(struct vcpu *v, bool accept)
@@ -171,6 +188,7 @@ static unsigned take_startup(struct vcpu *v, uint8_t *vector)
     struct vm *vm = vm_of(v);
     spin_lock(&vm->device_lock);
     unsigned got = vm_platform->take_startup(vm, v, vector);
+    bool init = (got & VCPU_GOT_INIT) != 0;
     if (got != 0) {
         v->parked = (got & VCPU_GOT_STARTUP) == 0;
         settle_clock(vm, false);
@@ -178,6 +196,8 @@ static unsigned take_startup(struct vcpu *v, uint8_t *vector)
         vm_update_timer(vm, v); // INIT stops the LAPIC's
     }
     spin_unlock(&vm->device_lock);
+    if (init)
+        kvm_guest_reset(v);
     return got;
 }
 
@@ -232,6 +252,9 @@ const struct vcpu_ops vm_vcpu_ops = {
     .set_cr8 = set_cr8,
     .mmio = mmio,
     .interrupt = interrupt,
+    .settle_eoi = settle_eoi,
+    .loaded = kvm_guest_loaded,
+    .unloaded = kvm_guest_unloaded,
     .take_nmi = take_nmi,
     .take_startup = take_startup,
     .run_timers = run_timers,

@@ -18,6 +18,7 @@
 #include "kernel/lock.h"
 #include "vm/bus.h"
 #include "vm/clock.h"
+#include "vm/kvm_guest.h"
 #include "vm/layout.h"
 #include "vm/vm.h"
 #include "vmx/cpuid.h"
@@ -92,6 +93,7 @@ struct vm {
     struct bus bus;
     struct vclock clock;
     struct vm_timers timers[VM_CPUS_MAX];
+    struct kvm_guest kvm[VM_CPUS_MAX];
     bool timers_moved;     // the earliest deadline of a queue has changed
     struct vcpu *accessor; // whose access to device memory the bus serves now
     void *platform;        // the devices' own
@@ -110,6 +112,12 @@ struct vm_platform_ops {
     int (*write_msr)(struct vm *vm, struct vcpu *v, uint32_t msr, uint64_t value);
     uint64_t (*get_cr8)(struct vm *vm, struct vcpu *v);
     void (*set_cr8)(struct vm *vm, struct vcpu *v, uint64_t value);
+    // KVM's PV EOI: where the guest wants to see whether an interrupt needs none, NULL: nowhere.
+    // settle_eoi, with v->eoi_armed, after an exit: the EOI that the guest may have given there.
+    void (*set_eoi_byte)(struct vm *vm, struct vcpu *v, uint8_t *byte);
+    void (*settle_eoi)(struct vm *vm, struct vcpu *v);
+    // An IPI to the LAPICs whose bits are set: a fixed interrupt, or an NMI.
+    void (*send_ipi)(struct vm *vm, uint32_t receivers, uint8_t vector, bool nmi);
     enum vcpu_result (*mmio)(struct vm *vm, struct vcpu *v, gpa_t address, bool write); // no lock
     void (*press_power_button)(struct vm *vm);
     void (*set_doorbell)(struct vm *vm, bool ringing);

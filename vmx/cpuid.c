@@ -51,6 +51,14 @@
 #define KVM_SIGNATURE_ECX        0x564b4d56u // "VMKV"
 #define KVM_SIGNATURE_EDX        0x0000004du // "M\0\0\0"
 #define KVM_FEATURE_NOP_IO_DELAY BIT(1)
+#define KVM_FEATURE_STEAL_TIME   BIT(5)
+#define KVM_FEATURE_PV_EOI       BIT(6)
+#define KVM_FEATURE_PV_TLB_FLUSH BIT(9)
+#define KVM_FEATURE_PV_SEND_IPI  BIT(11)
+// Flushes are asked for in the area of steal time.
+#define KVM_FEATURES                                                                               \
+    (KVM_FEATURE_NOP_IO_DELAY | KVM_FEATURE_STEAL_TIME | KVM_FEATURE_PV_EOI |                      \
+     KVM_FEATURE_PV_TLB_FLUSH | KVM_FEATURE_PV_SEND_IPI)
 
 #define CR4_BASE UINT32_C(0x7ff) // VME..OSXMMEXCPT
 
@@ -179,7 +187,7 @@ void cpuid_policy_init(struct cpuid_policy *p, unsigned vcpus, uint64_t tsc_hz,
 
     p->kvm[0] = (struct cpuid_leaf){KVM_CPUID_FEATURES, KVM_SIGNATURE_EBX, KVM_SIGNATURE_ECX,
                                     KVM_SIGNATURE_EDX};
-    p->kvm[1].eax = KVM_FEATURE_NOP_IO_DELAY;
+    p->kvm[1].eax = KVM_FEATURES;
 
     p->cr4_allowed = CR4_BASE;
     if ((p->features[0].ecx & BIT(2)) != 0)

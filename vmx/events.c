@@ -65,6 +65,10 @@ static bool try_nmi(struct vcpu *v, uint32_t blocking)
 
 void vcpu_prepare_events(struct vcpu *v)
 {
+    // A kick came before the entry: when another interrupt waits for the EOI of the one that is
+    // loaded, that has to be an exit.
+    if (v->eoi_armed)
+        v->ops->settle_eoi(v);
     if (v->event_loaded) {
         // The last entry did not happen (a kick came first): its event goes first, the rest waits.
         v->recheck = 1;

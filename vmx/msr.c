@@ -62,10 +62,12 @@ hpa_t vcpu_msr_bitmap(bool rdtscp)
     return bitmaps[rdtscp];
 }
 
-static bool is_apic_msr(uint32_t msr)
+// The rooms above answer for these.
+static bool is_device_msr(uint32_t msr)
 {
     return msr == MSR_APIC_BASE || msr == MSR_TSC_DEADLINE ||
-           (msr >= MSR_X2APIC_FIRST && msr <= MSR_X2APIC_LAST);
+           (msr >= MSR_X2APIC_FIRST && msr <= MSR_X2APIC_LAST) ||
+           (msr >= MSR_KVM_FIRST && msr <= MSR_KVM_LAST);
 }
 
 // 250h, 258h, 259h, 268h..26fh: index into mtrr_fixed, or -1.
@@ -95,7 +97,7 @@ static uint64_t *mtrr(struct vcpu *v, uint32_t msr)
 
 static int read_msr(struct vcpu *v, uint32_t msr, uint64_t *value)
 {
-    if (is_apic_msr(msr)) {
+    if (is_device_msr(msr)) {
         int status = v->ops->read_msr(v, msr, value);
         if (status == 0 && msr == MSR_TSC_DEADLINE && *value != 0)
             *value += v->tsc_adjust; // the LAPIC counts in the VM's clock
@@ -189,7 +191,7 @@ static void set_tsc_adjust(struct vcpu *v, uint64_t adjust)
 
 static int write_msr(struct vcpu *v, uint32_t msr, uint64_t value)
 {
-    if (is_apic_msr(msr)) {
+    if (is_device_msr(msr)) {
         if (msr == MSR_TSC_DEADLINE && value != 0)
             value = value > v->tsc_adjust || (int64_t)v->tsc_adjust < 0 ? value - v->tsc_adjust : 1;
         return v->ops->write_msr(v, msr, value);
@@ -251,7 +253,10 @@ enum vcpu_result vcpu_exit_wrmsr(struct vcpu *v)
 {
     uint32_t msr = (uint32_t)v->gpr[REG_RCX];
     uint64_t value = (uint32_t)v->gpr[REG_RAX] | v->gpr[REG_RDX] << 32;
-    if (write_msr(v, msr, value) != 0) {
+    int status = write_msr(v, msr, value);
+    if (status == E_NOMEM)
+        return VCPU_WAIT;
+    if (status != 0) {
         count_unknown(v, msr, true);
         vcpu_inject_exception(v, 13, 0);
         return VCPU_RESUME;

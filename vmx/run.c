@@ -100,6 +100,8 @@ static inline enum vcpu_result leave(struct vcpu *v)
     uint32_t vectoring = vmcs_read32(VMCS_IDT_VECTORING_INFO);
     if (__builtin_expect((vectoring & INFO_VALID) != 0 && (reason & ENTRY_FAILURE) == 0, 0))
         vcpu_save_interrupted_event(v, vectoring);
+    if (__builtin_expect(v->eoi_armed, 0))
+        v->ops->settle_eoi(v);
     unsigned index = reason & 0xffffu;
     if (__builtin_expect(index >= direct_exits, 0) && !trace_exit(v, index))
         return vcpu_exit_unknown(v);
@@ -229,6 +231,8 @@ enum sched_next vcpu_run(struct sched_entity *e, uint64_t until)
     if (v->waiting_memory)
         end_wait(v);
     vcpu_load(v);
+    if (v->tells_guest && v->ops->loaded(v))
+        vmx_invvpid(v->vpid);
     if (!v->entered && v->id == 0) {
         v->entered = true;
         log_info("%s: first instruction %lu ticks after EFI entry", e->name,
@@ -242,6 +246,8 @@ enum sched_next vcpu_run(struct sched_entity *e, uint64_t until)
     // An event in the VMCS that no entry consumed yet must survive the unload: it does, the VMCS
     // keeps it.
     vcpu_unload(v);
+    if (v->tells_guest)
+        v->ops->unloaded(v);
     return next;
 }
 
@@ -296,7 +302,7 @@ bool vcpu_is_out(const struct vcpu *v)
 void vcpu_allow_run(struct vcpu *v)
 {
     v->next_timer = 0; // deadlines may have moved
-    sched_skip_sleep(&v->entity);
+    sched_count_sleep(&v->entity, true);
     atomic_store_explicit(&v->stop, 0, memory_order_seq_cst);
     sched_wake(&v->entity);
 }

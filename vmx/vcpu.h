@@ -29,7 +29,8 @@ enum vcpu_result {
 struct vcpu_ops {
     uint32_t (*pio_in)(struct vcpu *v, uint16_t port, unsigned size);
     void (*pio_out)(struct vcpu *v, uint16_t port, unsigned size, uint32_t value);
-    // APIC-related MSRs; E_INVAL gives the guest #GP.
+    // MSRs of the APIC and of KVM's interface; E_INVAL gives the guest #GP, E_NOMEM makes it wait
+    // for memory.
     int (*read_msr)(struct vcpu *v, uint32_t msr, uint64_t *value);
     int (*write_msr)(struct vcpu *v, uint32_t msr, uint64_t value);
     uint64_t (*get_cr8)(struct vcpu *v);
@@ -39,6 +40,13 @@ struct vcpu_ops {
     enum vcpu_result (*mmio)(struct vcpu *v, gpa_t address, bool write);
     // Looks whether an interrupt is deliverable; takes it when `accept`. Returns the vector or -1.
     int (*interrupt)(struct vcpu *v, bool accept);
+    // With v->eoi_armed, after an exit and before another event: looks whether the guest has ended
+    // the interrupt that was accepted last; v->eoi_armed says whether this goes on.
+    void (*settle_eoi)(struct vcpu *v);
+    // With v->tells_guest: the guest sees that the vCPU is put on a CPU and taken off. True: it
+    // wants its TLB flushed.
+    bool (*loaded)(struct vcpu *v);
+    void (*unloaded)(struct vcpu *v);
     bool (*take_nmi)(struct vcpu *v, bool accept); // is an NMI pending? consumed when accept
     // Runs due timers; returns the next deadline in host TSC.
     uint64_t (*run_timers)(struct vcpu *v, uint64_t host_now);
@@ -117,6 +125,8 @@ struct vcpu {
     uint32_t requeue_length;
     bool event_loaded;   // the VMCS holds an event that no entry has delivered yet
     bool entered;        // it has executed its first instruction since the reset
+    bool eoi_armed;      // the guest may end its last interrupt without an exit (KVM's PV EOI)
+    bool tells_guest;    // the guest wants to know when the vCPU has a CPU (KVM's steal time)
     bool nmi_delivered;  // a guest NMI handler runs
     bool waiting_memory; // the last exit could not be finished for lack of a frame
     // It tries again, for as long as this run lasts: seen from outside it waits still.

@@ -90,6 +90,7 @@ int vcpu_init(struct vcpu *v, uint32_t id, void *vm, struct ept *ept, const stru
         return E_NOMEM;
     }
     sched_entity_init(&v->entity, v->name, vcpu_run);
+    v->entity.off = true;
     sched_add(&v->entity);
     return 0;
 }
@@ -351,6 +352,7 @@ int vcpu_reset(struct vcpu *v, const struct vcpu_start *start)
     v->requeue_info = 0;
     v->nmi_delivered = false;
     v->event_loaded = false;
+    v->eoi_armed = false;
     v->entered = false;
     v->halted = false;
     v->parked = start == NULL;

@@ -79,6 +79,12 @@ static void require_ram(uint64_t address, size_t size)
         REQUIRE(vm_area_of(&guest.vm, gpa_to_gfn(gpa(address + i))) == VM_AREA_RAM);
 }
 
+int64_t kvm_guest_send_ipi(struct vm *vm, struct vcpu *v)
+{
+    REQUIRE(vm == &guest.vm && v == &guest.vcpu && guest.cpl == 0 && spin_none_held());
+    return -KVM_EINVAL;
+}
+
 int guest_read(struct vm *vm, gpa_t from, void *to, size_t size)
 {
     REQUIRE(vm == &guest.vm && size % 8 == 0 && spin_none_held());

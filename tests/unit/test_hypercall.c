@@ -179,6 +179,17 @@ int64_t balloon_target(struct vm *vm)
     return 4711;
 }
 
+static unsigned kvm_calls;
+
+int64_t kvm_guest_send_ipi(struct vm *vm, struct vcpu *v)
+{
+    assert_ptr_equal(vm, &guest.vm);
+    assert_ptr_equal(v, &guest.vcpu);
+    assert_true(spin_none_held());
+    kvm_calls++;
+    return 3;
+}
+
 void balloon_statistics(struct vm *vm, struct fusor_statistics *out)
 {
     assert_ptr_equal(vm, &guest.vm);
@@ -300,6 +311,22 @@ static void test_unknown(void **state)
                                        UINT64_MAX};
     for (unsigned i = 0; i < ARRAY_SIZE(numbers); i++)
         assert_refused(numbers[i], LIST, 1, FUSOR_ENOSYS);
+}
+
+// The one of KVM's calls that is offered has KVM's number.
+static void test_kvm(void **state)
+{
+    (void)state;
+    kvm_calls = 0;
+    guest.cpl = 3;
+    assert_refused(10, 1, 0, FUSOR_EPERM);
+    guest.cpl = 0;
+    assert_int_equal(kvm_calls, 0);
+    assert_int_equal(call(10, 1, 0), 3);
+    assert_int_equal(kvm_calls, 1);
+    for (uint64_t number = 11; number < 20; number++)
+        assert_refused(number, 1, 0, FUSOR_ENOSYS);
+    assert_int_equal(kvm_calls, 1);
 }
 
 static void test_target(void **state)
@@ -693,6 +720,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         TEST(test_registered),
         TEST(test_unknown),
+        TEST(test_kvm),
         TEST(test_target),
         TEST(test_rings),
         TEST(test_reserved_arguments),

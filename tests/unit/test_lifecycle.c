@@ -73,6 +73,7 @@ int vcpu_init(struct vcpu *v, uint32_t id, void *vm, struct ept *ept, const stru
     v->cpuid = cpuid;
     v->stop = 1;
     v->entity.cpu = -1;
+    v->entity.off = true;
     return 0;
 }
 
@@ -115,6 +116,8 @@ void vcpu_allow_run(struct vcpu *v)
     note('a', v->id);
     assert_false(((struct vm *)v->vm)->clock.frozen);
     v->stop = 0;
+    v->entity.off = false;
+    v->tells_guest = true;
 }
 
 void cpuid_policy_init(struct cpuid_policy *p, unsigned vcpus, uint64_t hz,
@@ -151,6 +154,23 @@ const struct vcpu_ops vm_vcpu_ops;
 // What overcommit = off has left for others while a VM has no memory for a moment.
 static uint64_t left_meanwhile;
 
+struct sched_times sched_times(const struct sched_entity *e)
+{
+    return (struct sched_times){e->run_ticks, e->wait_ticks, e->sleep_ticks};
+}
+
+void sched_count_sleep(struct sched_entity *e, bool counts)
+{
+    e->off = !counts;
+}
+
+// Switched off before the memory goes (vm_memory_destroy), while no vCPU runs.
+void kvm_guest_reset(struct vcpu *v)
+{
+    assert_int_not_equal(v->stop, 0);
+    v->tells_guest = false;
+}
+
 int vm_memory_create(struct vm *vm)
 {
     struct vm_commitment c;
@@ -174,8 +194,10 @@ void vm_memory_destroy(struct vm *vm)
 {
     assert_true(!vm->restarting || held == (int64_t)vm->account.private_frames);
     vm->account.private_frames = 0;
-    for (unsigned i = 0; i < vm->vcpus_made; i++)
+    for (unsigned i = 0; i < vm->vcpus_made; i++) {
         assert_int_not_equal(vm->vcpus[i]->stop, 0);
+        assert_false(vm->vcpus[i]->tells_guest);
+    }
     if (vm->memory_present)
         note('m', 0);
     vm->memory_present = false;

@@ -1287,6 +1287,44 @@ static void test_remove(void **state)
     finish();
 }
 
+// Run, wait and sleep are all of an entity's time, at any moment, but for what does not count.
+static void test_times_add_up(void **state)
+{
+    (void)state;
+    start(2);
+    struct actor *a[6];
+    uint64_t begin[6], skipped[6] = {0};
+    struct sched_times last[6] = {0};
+    for (unsigned i = 0; i < 6; i++) {
+        begin[i] = fake_tsc;
+        a[i] = actor(i == 0 ? NEVER : i * MS, i == 1 ? NEVER : 3 * MS);
+        a[i]->e.group = i % 3 == 0 ? group(100, i == 3 ? 30 : 0) : NULL;
+        sched_wake(&a[i]->e);
+    }
+    for (unsigned round = 0; round < 400; round++) {
+        simulate((round * 37 % 23) * 100 * US);
+        for (unsigned i = 0; i < 6; i++) {
+            struct sched_entity *e = &a[i]->e;
+            if (round % 50 != 10 + i || e->state != SCHED_BLOCKED)
+                continue;
+            sched_count_sleep(e, false);
+            fake_tsc += (round % 5) * US;
+            sched_count_sleep(e, true);
+            skipped[i] += (round % 5) * US;
+        }
+        for (unsigned i = 0; i < 6; i++) {
+            struct sched_times t = sched_times(&a[i]->e);
+            assert_near(t.run + t.wait + t.sleep, fake_tsc - begin[i] - skipped[i],
+                        100); // looks take time
+            assert_true(t.run >= last[i].run && t.wait >= last[i].wait && t.sleep >= last[i].sleep);
+            last[i] = t;
+        }
+    }
+    for (unsigned i = 0; i < 6; i++)
+        assert_true(last[i].run > 0 && last[i].wait > 0);
+    finish_groups();
+}
+
 static void test_exit(void **state)
 {
     (void)state;
@@ -1407,6 +1445,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_displaced),
         cmocka_unit_test(test_affinity_does_not_starve),
         cmocka_unit_test(test_remove),
+        cmocka_unit_test(test_times_add_up),
         cmocka_unit_test(test_exit),
         cmocka_unit_test(test_random),
     };

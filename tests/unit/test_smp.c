@@ -2,9 +2,9 @@
 // sources: devices/lapic.c devices/lapic_interrupt.c devices/lapic_timer.c devices/ioapic.c
 // sources: devices/pic.c devices/pit.c devices/rtc.c devices/calendar.c devices/uart.c
 // sources: devices/power_control.c devices/mmio.c devices/decode.c devices/emulate.c
-// sources: vm/bus.c vm/clock.c vm/vcpu_ops.c kernel/format.c kernel/lock.c
+// sources: vm/bus.c vm/clock.c vm/vcpu_ops.c vm/kvm_guest.c kernel/format.c kernel/lock.c
 // The PC with several vCPUs: who gets which interrupt, whose page the LAPIC's is, INIT and STARTUP,
-// whose timer wakes whom, when guest time stands still. The vCPUs are pretended: what they are told
+// whose timer wakes whom, when guest time stands still, KVM's PV EOI. The vCPUs are pretended: what they are told
 // is written down.
 #include <setjmp.h>
 #include <stdarg.h>
@@ -172,6 +172,28 @@ int guest_write(struct vm *of, gpa_t to, const void *from, size_t size)
     (void)from;
     (void)size;
     return 0;
+}
+
+// One page of the guest's that it may name (vm/kvm_guest.c).
+static _Alignas(64) uint8_t named_page[PAGE_SIZE];
+static unsigned pins;
+
+int guest_pin(struct vm *of, gfn_t gfn, void **page)
+{
+    assert_ptr_equal(of, vm);
+    assert_true(spin_none_held());
+    if (gfn.raw != 5)
+        return E_RANGE;
+    pins++;
+    *page = named_page;
+    return 0;
+}
+
+void guest_unpin(struct vm *of, gfn_t gfn)
+{
+    assert_ptr_equal(of, vm);
+    assert_int_equal(gfn.raw, 5);
+    pins--;
 }
 
 // --- The machine ---
@@ -785,6 +807,83 @@ static void sixteen_vcpus(void **state)
     assert_int_equal(seen, 0xffff);
 }
 
+// What vmx/ does at every exit.
+static void exit_of(unsigned i)
+{
+    if (vcpu[i].eoi_armed)
+        vcpu[i].ops->settle_eoi(&vcpu[i]);
+}
+
+static int64_t send_pv(unsigned from, uint64_t bitmap, uint64_t icr)
+{
+    vcpu[from].gpr[REG_RBX] = bitmap;
+    vcpu[from].gpr[REG_RCX] = vcpu[from].gpr[REG_RDX] = 0;
+    vcpu[from].gpr[REG_RSI] = icr;
+    return kvm_guest_send_ipi(vm, &vcpu[from]);
+}
+
+static void kvm_ipis_and_eoi(void **state)
+{
+    (void)state;
+    start_all();
+    memset(named_page, 0, sizeof(named_page));
+    pins = 0;
+    for (unsigned i = 0; i < CPUS; i++) {
+        assert_int_equal(vcpu[i].ops->write_msr(&vcpu[i], KVM_MSR_PV_EOI, 0x6001), E_INVAL);
+        assert_int_equal(vcpu[i].ops->write_msr(&vcpu[i], KVM_MSR_PV_EOI, 0x5001 + 4 * i), 0);
+        assert_int_equal(vcpu[i].ops->write_msr(&vcpu[i], KVM_MSR_STEAL_TIME, 0x5041 + 64 * i), 0);
+    }
+    assert_int_equal(pins, 2 * CPUS);
+    assert_int_equal(send_pv(0, 0xe, 0x50), 3);
+    for (unsigned i = 1; i < CPUS; i++) {
+        struct vcpu *v = &vcpu[i];
+        assert_int_equal(v->ops->interrupt(v, true), 0x50);
+        assert_true(v->eoi_armed);
+        assert_int_equal(named_page[4 * i], 1);
+        named_page[4 * i] = 0; // its EOI
+    }
+    // Another one comes before they had an exit: they are told, and take it.
+    forget();
+    assert_int_equal(send_pv(0, 0x2, 0x50), 1);
+    assert_int_equal(send_pv(0, 0x4, 0x40), 1); // of a lower class than the one before
+    assert_int_equal(notified[1], 1);
+    assert_int_equal(notified[2], 1);
+    exit_of(1);
+    exit_of(2);
+    exit_of(3);
+    assert_false(vcpu[3].eoi_armed);
+    assert_int_equal(vcpu[3].ops->interrupt(&vcpu[3], false), -1);
+    assert_int_equal(vcpu[1].ops->interrupt(&vcpu[1], true), 0x50);
+    assert_int_equal(vcpu[2].ops->interrupt(&vcpu[2], true), 0x40);
+    // Taken, but not ended: a second one makes its EOI an exit.
+    assert_true(vcpu[1].eoi_armed);
+    exit_of(1);
+    assert_true(vcpu[1].eoi_armed);
+    assert_int_equal(send_pv(0, 0x2, 0x50), 1);
+    exit_of(1);
+    assert_false(vcpu[1].eoi_armed);
+    assert_int_equal(named_page[4], 0);
+    assert_int_equal(vcpu[1].ops->interrupt(&vcpu[1], false), -1);
+    wr(1, 0xb0, 0);
+    assert_int_equal(vcpu[1].ops->interrupt(&vcpu[1], true), 0x50);
+    // NMIs.
+    forget();
+    assert_int_equal(send_pv(3, 0x7, 0x400), 3);
+    assert_int_equal(take_nmis(), 0x7);
+    // An INIT switches off, also with an EOI under way.
+    assert_true(vcpu[2].eoi_armed);
+    send_x(0, 2, 0x4500);
+    uint8_t vector;
+    assert_int_equal(vcpu[2].ops->take_startup(&vcpu[2], &vector), VCPU_GOT_INIT);
+    assert_false(vcpu[2].eoi_armed);
+    assert_false(vcpu[2].tells_guest);
+    assert_int_equal(pins, 2 * CPUS - 2);
+    assert_null(lapic(2)->eoi_byte);
+    for (unsigned i = 0; i < CPUS; i++)
+        kvm_guest_reset(&vcpu[i]);
+    assert_int_equal(pins, 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -801,6 +900,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(the_first_end_counts, set_up, tear_down),
         cmocka_unit_test_setup_teardown(one_vcpu, set_up, tear_down),
         cmocka_unit_test_setup_teardown(sixteen_vcpus, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(kvm_ipis_and_eoi, set_up, tear_down),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
