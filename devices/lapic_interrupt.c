@@ -99,8 +99,8 @@ void lapic_eoi(struct lapic *l)
 
 bool lapic_arm_eoi(struct lapic *l, uint8_t vector)
 {
-    // Who waits for this EOI must see it: the IOAPIC that of a level-triggered interrupt, and what is
-    // in IRR already. A second one in service would not, but Linux does not nest them.
+    // Who waits for this EOI must see it: the IOAPIC that of a level-triggered interrupt, and what
+    // is in IRR already. A second one in service would not, but Linux does not nest them.
     if (l->eoi_byte == NULL || l->irr_words != 0 || (l->isr_words & (l->isr_words - 1)) != 0 ||
         l->isr[vector / 32] != 1u << (vector % 32) || test_vector(l->tmr, vector))
         return false;

@@ -236,10 +236,21 @@ static void reset(struct vm *vm)
     power_control_reset(&p->power);
 }
 
+static void settle_eoi(struct vm *vm, struct vcpu *v)
+{
+    (void)vm;
+    struct lapic *l = v->lapic;
+    lapic_settle_eoi(l);
+    v->eoi_armed = l->eoi_armed;
+}
+
 static int interrupt(struct vm *vm, struct vcpu *v, bool accept)
 {
     struct platform *p = vm->platform;
     struct lapic *l = v->lapic;
+    // Another CPU may have sent one since the exit.
+    if (l->eoi_armed)
+        settle_eoi(vm, v);
     int vector = lapic_pending(l);
     if (vector >= 0) {
         if (accept) {
@@ -251,14 +262,6 @@ static int interrupt(struct vm *vm, struct vcpu *v, bool accept)
     if (v->id != 0 || !pic_pending(&p->pic) || !lapic_passes_extint(l))
         return -1;
     return accept ? pic_acknowledge(&p->pic) : 0;
-}
-
-static void settle_eoi(struct vm *vm, struct vcpu *v)
-{
-    (void)vm;
-    struct lapic *l = v->lapic;
-    lapic_settle_eoi(l);
-    v->eoi_armed = l->eoi_armed;
 }
 
 static void set_eoi_byte(struct vm *vm, struct vcpu *v, uint8_t *byte)

@@ -71,8 +71,8 @@ void sched_add(struct sched_entity *e);
 // Takes it away for good; it must be blocked or dead by its owner's doing. Returns E_BUSY while it
 // runs.
 int sched_remove(struct sched_entity *e);
-// Whether the time that it is blocked counts from now on: not while the VM it belongs to is stopped.
-// It does at first.
+// Whether the time that it is blocked counts from now on: not while the VM it belongs to is
+// stopped. It does at first.
 void sched_count_sleep(struct sched_entity *e, bool counts);
 // Its times up to now: what the sums have and what it has been doing since its last change. Their
 // sum grows as time does while it counts.

@@ -200,10 +200,11 @@ void test_smpoff(void);
 // --- test_load.c ---
 void test_lock(void);
 void test_latency(void);
-void test_shootdown(void);
 void test_storm(void);
 void test_gaps(void);
 void test_fill(void);
 void test_fire(void);
 // --- test_stress.c ---
 void test_stress(void);
+// --- test_shootdown.c ---
+void test_shootdown(void);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// lock, latency, shootdown, storm: several CPUs that load the scheduler, and figures of what it
+// lock, latency, storm: several CPUs that load the scheduler, and figures of what it
 // costs.
 #include "hypercall.h"
 #include "smp.h"
@@ -191,70 +191,6 @@ void test_latency(void)
     }
     measure_timer(false);
     measure_timer(true);
-}
-
-// --- shootdown: pages fused with each other and split by a write, while more and more CPUs run ---
-
-#define PAIRS 64u
-
-static uint64_t list[FUSOR_LIST_MAX] __attribute__((aligned(4096)));
-
-static volatile uint64_t *page_word(uint64_t first, uint64_t page)
-{
-    return (volatile uint64_t *)(first + page * PAGE); // NOLINT: RAM is mapped to itself
-}
-
-// Makes PAIRS pages, each of which exists twice, and hints them. Returns how many were fused.
-static uint64_t fuse_pairs(uint64_t first, uint64_t round)
-{
-    static struct fusor_statistics before __attribute__((aligned(64)));
-    static struct fusor_statistics after __attribute__((aligned(64)));
-    for (unsigned i = 0; i < 2 * PAIRS; i++) {
-        for (unsigned n = 0; n < 512; n++)
-            page_word(first, i)[n] = round << 32 | (i % PAIRS) << 16 | n;
-        list[i] = FUSOR_ENTRY(first / PAGE + i, 0, 0);
-    }
-    hypercall(FUSOR_STATISTICS, (uint64_t)&before, sizeof(before), 0, 0);
-    unsigned done = 0;
-    for (unsigned calls = 0; done < 2 * PAIRS && calls < 100; calls++) {
-        int64_t result = hypercall(FUSOR_HINT, (uint64_t)&list[done], 2 * PAIRS - done, 0, 0);
-        if (result > 0)
-            done += (unsigned)result;
-        else
-            busy(tsc_hz() / 100); // the budget
-    }
-    hypercall(FUSOR_STATISTICS, (uint64_t)&after, sizeof(after), 0, 0);
-    return after.hints_fused - before.hints_fused;
-}
-
-void test_shootdown(void)
-{
-    struct hypercall_facts facts;
-    cpus = smp_start();
-    check(hypercall_discover(&facts), 0);
-    if (errors != 0)
-        return;
-    uint64_t first = memory[memory_count - 1].to - 2 * MIB;
-    for (unsigned running = 1; running <= cpus && running <= 8; running *= 2) {
-        stop = false;
-        for (unsigned i = 1; i < running; i++)
-            smp_run(i, run_open, NULL);
-        struct figures split = {0};
-        // New places each round: what is split again and again is not fused any more.
-        uint64_t at = first + (uint64_t)__builtin_ctz(running) * 2 * PAIRS * PAGE;
-        uint64_t fused = fuse_pairs(at, running);
-        check(fused != 0, fused);
-        for (unsigned i = 0; i < PAIRS; i++) {
-            uint64_t begin = rdtsc();
-            *page_word(at, i) = begin;
-            add(&split, rdtsc() - begin);
-        }
-        stop = true;
-        for (unsigned i = 1; i < running; i++)
-            smp_wait(i);
-        report("running=%lu fused=%lu split min=%lu avg=%lu max=%lu", (uint64_t)running, fused,
-               split.min, split.sum / split.count, split.max);
-    }
 }
 
 // --- storm: everything a guest can do to be in the way, for ever ---

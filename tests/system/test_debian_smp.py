@@ -6,6 +6,7 @@ import re
 import pytest
 
 import fusor
+import guest_load
 from test_debian import CMDLINE, GUEST, Attached
 
 CPUS = 4
@@ -27,7 +28,7 @@ def machine(bochs, tmp_path_factory):
     directory = tmp_path_factory.mktemp("debian_smp")
     image = fusor.make_image(str(directory / "debian.img"), CONFIG, [
         ("guests/vmlinuz", os.path.join(GUEST, "vmlinuz")),
-        ("guests/initrd.img", os.path.join(GUEST, "initrd.img"))])
+        ("guests/initrd.img", guest_load.initrd(str(directory)))])
     m = fusor.Machine(image, memory=768, cpus=2, timeout=1800)
     try:
         yield m.wait_prompt(400)
@@ -58,12 +59,46 @@ def test_all_cpus_work(machine):
         healthy(guest)
 
 
+def load(guest, what, threads, rounds):
+    return guest_load.values(guest.shell(f"load {what} {threads} {rounds}", 300))
+
+
+def check_kvm(machine, guest):
+    """Unmodified Linux uses what KVM's leaf offers: it knows its steal time, skips IPIs to vCPUs without a CPU,
+    and no CPU writes to a page any more when mprotect() has returned."""
+    dmesg = guest.shell("dmesg")
+    for line in ("Hypervisor detected: KVM", "x2apic enabled", "KVM setup pv remote TLB flush", "KVM setup pv IPIs"):
+        assert line in dmesg, line
+
+    def steal():  # of the guest, in ticks: /proc/stat counts hundredths of a second
+        line = guest.shell("grep '^cpu ' /proc/stat").strip().split("\n")[-1]
+        return int(line.split()[8]) * 1000000
+
+    before = steal()
+    result = load(guest, "stale", CPUS, 30)
+    assert result["bad"] == 0 and result["work"] > 0, result
+    result = load(guest, "count", CPUS, 8000000)
+    assert steal() - before > result["ticks"], (before, steal(), result)  # 4 want to run on 2
+    print(load(guest, "tlb", CPUS, 100))
+
+
+def test_kvm_interface(machine):
+    with Attached(machine, "alpha") as guest:
+        check_kvm(machine, guest)
+        guest_steal = guest.shell("grep '^cpu ' /proc/stat").strip().split("\n")[-1].split()[8]
+        healthy(guest)
+    told, real = int(guest_steal) * 1000000, machine.metrics()["alpha", "CPU/Steal"]
+    print("steal", told, real)
+    assert 0.7 * real < told < 1.1 * real, (told, real)
+
+
 def test_cpus_go_and_come(machine):
     with Attached(machine, "alpha") as guest:
         for cpu in (1, 3):
             control = f"/sys/devices/system/cpu/cpu{cpu}/online"
             assert guest.shell(f"echo 0 > {control}; nproc").strip().endswith(str(CPUS - 1))
             assert guest.shell(f"echo 1 > {control}; nproc").strip().endswith(str(CPUS))
+        check_kvm(machine, guest)  # the areas of those two have gone and come, too
         healthy(guest)
 
 
@@ -77,6 +112,7 @@ def test_lifecycle(machine):
         machine.console.expect("reset by the guest", timeout=120)
         machine.console.expect_exact("alpha:/# ", timeout=900)
         assert guest.shell("nproc").strip() == str(CPUS)
+        check_kvm(machine, guest)
     machine.ok("vm shutdown alpha")
     machine.wait_state("alpha", "stopped", 300)
     assert machine.metrics()["alpha", "Guest/RAM/Usage/Resident"] == 0

@@ -42,6 +42,41 @@ def shares(machine, names, seconds=10):
     return ran, stolen, end - begin
 
 
+def test_times_add_up(machine):
+    """Run, wait and steal of a VM are all of its vCPUs' time: while they spin on too few CPUs, halt, are capped; and
+    none passes while it is paused or stopped."""
+    def snapshot():
+        begin, m = uptime_ticks(machine), machine.metrics()
+        return begin, {n: sum(m[n, "CPU/" + k] for k in ("Run", "Wait", "Steal")) for n in cpus}, uptime_ticks(machine)
+
+    cpus = {"spins": 3, "capped": 2, "alone": 1}
+    for name, test in (("spins", "smpspin"), ("capped", "smpspin"), ("alone", "spincli")):
+        start(machine, name, test, cpus[name], " cap=30" if name == "capped" else "")
+    begin, before, begun = snapshot()
+    for _ in range(3):
+        time.sleep(2)
+        end, after, ended = snapshot()
+        for name, count in cpus.items():
+            grown = after[name] - before[name]
+            assert count * (end - begun) <= grown <= count * (ended - begin), (name, grown, begin, begun, end, ended)
+    for name in cpus:
+        machine.ok(f"vm pause {name}")
+    _, before, _ = snapshot()
+    time.sleep(1)
+    machine.ok("vm stop capped")
+    _, after, _ = snapshot()
+    assert after == before
+    begin = uptime_ticks(machine)
+    machine.ok("vm resume spins")
+    time.sleep(1)
+    _, after, ended = snapshot()
+    assert after["spins"] > before["spins"]
+    assert after["spins"] - before["spins"] <= cpus["spins"] * (ended - begin)
+    assert after["alone"] == before["alone"]
+    for name in cpus:
+        machine.ok(f"vm destroy {name}")
+
+
 def test_weights_and_a_cap(machine):
     """Weights 1:2:4 over VMs of four vCPUs each, then live another weight and a cap of 25."""
     names = ["one", "two", "four"]

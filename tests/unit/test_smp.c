@@ -4,8 +4,8 @@
 // sources: devices/power_control.c devices/mmio.c devices/decode.c devices/emulate.c
 // sources: vm/bus.c vm/clock.c vm/vcpu_ops.c vm/kvm_guest.c kernel/format.c kernel/lock.c
 // The PC with several vCPUs: who gets which interrupt, whose page the LAPIC's is, INIT and STARTUP,
-// whose timer wakes whom, when guest time stands still, KVM's PV EOI. The vCPUs are pretended: what they are told
-// is written down.
+// whose timer wakes whom, when guest time stands still, KVM's PV EOI. The vCPUs are pretended: what
+// they are told is written down.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -866,6 +866,27 @@ static void kvm_ipis_and_eoi(void **state)
     assert_int_equal(vcpu[1].ops->interrupt(&vcpu[1], false), -1);
     wr(1, 0xb0, 0);
     assert_int_equal(vcpu[1].ops->interrupt(&vcpu[1], true), 0x50);
+    wr(1, 0xb0, 0);
+    // One that arrives between the look at the EOI and the next acceptance nests: both are ended by
+    // register.
+    assert_int_equal(send_pv(0, 0x2, 0x50), 1);
+    assert_int_equal(vcpu[1].ops->interrupt(&vcpu[1], true), 0x50);
+    assert_true(vcpu[1].eoi_armed);
+    exit_of(1);
+    assert_int_equal(send_pv(0, 0x2, 0x60), 1);
+    assert_int_equal(vcpu[1].ops->interrupt(&vcpu[1], true), 0x60);
+    assert_false(vcpu[1].eoi_armed);
+    assert_int_equal(named_page[4], 0);
+    wr(1, 0xb0, 0);
+    wr(1, 0xb0, 0);
+    assert_int_equal(lapic(1)->isr_words, 0);
+    // The first was ended in memory before that.
+    assert_int_equal(send_pv(0, 0x2, 0x50), 1);
+    assert_int_equal(vcpu[1].ops->interrupt(&vcpu[1], true), 0x50);
+    named_page[4] = 0;
+    assert_int_equal(send_pv(0, 0x2, 0x40), 1);
+    assert_int_equal(vcpu[1].ops->interrupt(&vcpu[1], true), 0x40);
+    assert_true(vcpu[1].eoi_armed);
     // NMIs.
     forget();
     assert_int_equal(send_pv(3, 0x7, 0x400), 3);
