@@ -26,8 +26,10 @@ static void test_reset(void **state)
     assert_int_equal(inflate(A, 300), 1);
     load(1, A, 300);
     assert_int_equal(ballooned(A), 2);
+    world.vm[A].reserve_taken = 5;
     world_reset(A);
     assert_int_equal(ballooned(A), 0);
+    assert_int_equal(world.vm[A].reserve_taken, 0);
     load(1, A, 300);
     load(2, B, P);
     assert_int_equal(inflate(A, 300), 1);
@@ -82,6 +84,40 @@ static void test_reserve(void **state)
     assert_false(store(1, A, 1000, 0, 1));
     frames_set_reserve(0);
     assert_true(store(1, A, 1000, 0, 1));
+    world_finish();
+}
+
+// Whoever must touch a page to give it gets on with the reserve in small steps, however many; not
+// with a whole range in hand. That is why the Linux driver takes single pages while memory is
+// short.
+static void test_small_steps_get_on(void **state)
+{
+    (void)state;
+    world_start(0);
+    world_vm(A, 8 * MIB, "");
+    struct vm *vm = &world.vm[A];
+    for (uint64_t i = 512; i < 2048; i += 512)
+        fill(1, A, i + 511, 1); // tables are there
+    frames_set_reserve(free_now());
+    world.may_wait = true;
+    vm->balloon_target = 2048;
+    vm->balloon_driver = true;
+    for (uint64_t first = 512; first < 1536; first += 32) {
+        uint64_t list[32];
+        for (unsigned i = 0; i < ARRAY_SIZE(list); i++) {
+            list[i] = FUSOR_ENTRY(first + i, 0, 0);
+            assert_true(store(1, A, first + i, 0, 1));
+        }
+        world_use(0);
+        assert_int_equal(call(balloon_inflate, A, list, ARRAY_SIZE(list)), ARRAY_SIZE(list));
+        assert_int_equal(vm->reserve_taken, 0);
+    }
+    unsigned n = 0;
+    while (n < 511 && store(1, A, 1536 + n, 0, 1))
+        n++;
+    assert_true(n >= BALLOON_RESERVE && n < 511);
+    world_check();
+    frames_set_reserve(0);
     world_finish();
 }
 
@@ -512,6 +548,7 @@ int main(void)
         cmocka_unit_test(test_reset),
         cmocka_unit_test(test_target),
         cmocka_unit_test(test_reserve),
+        cmocka_unit_test(test_small_steps_get_on),
         cmocka_unit_test(test_shared_pages_pay_nothing),
         cmocka_unit_test(test_each_allocation_fails),
         cmocka_unit_test(test_create_fails),

@@ -35,6 +35,7 @@ static void test_large(void **state)
     assert_int_equal(one(balloon_deflate, A, R - 512, 9), 1);
     assert_int_equal(ballooned(A), 0);
     fill_large(A, R - 512, 6); // promoted again
+    load(2, A, P);             // which had seen zeros there
     // A page of it.
     uint64_t splits = world.vm[A].ept.large_splits;
     assert_int_equal(inflate(A, P), 1);
