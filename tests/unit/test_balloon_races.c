@@ -59,6 +59,9 @@ static void step(enum world_point point)
         cpus_yield();
 }
 
+// In this order A's page was written to and has not been given: every vCPU sees that.
+static bool written_a, given_a;
+
 // The guests go on with what they have in their TLBs, and then take NMIs.
 static void guests_look(void)
 {
@@ -69,6 +72,7 @@ static void guests_look(void)
             bool old = w[0] == OLD && w[511] == OLD + 511 && (w[1] == OLD + 1 || w[1] == WRITTEN);
             bool given = w[0] == 0 && w[511] == 0 && (w[1] == 0 || w[1] == WRITTEN);
             assert_true(old || given);
+            assert_true(cpu != IN_A || !written_a || given_a || w[1] == WRITTEN);
         }
         cpus_take_nmi(cpu);
     }
@@ -129,6 +133,7 @@ static bool one_order(const struct race *r, unsigned n, unsigned m, bool *second
         world_leave(cpu);
     in_guest(IN_A, A);
     in_guest(IN_B, B);
+    written_a = given_a = false;
     world.coroutines = true;
     world.step = step;
     cpus_make(FIRST_CPU, r->first);
@@ -191,6 +196,7 @@ static void leave_page(unsigned n, uint64_t gfn, unsigned pages)
 static void list(list_call work, unsigned n, uint64_t gfn, unsigned order)
 {
     uint64_t entry = FUSOR_ENTRY(gfn, 0, order);
+    given_a |= n == A && work != balloon_deflate;
     int64_t done = work(&world.vm[n], &entry, 1);
     assert_true(done == 1 || done == -FUSOR_EEXIST || done == -FUSOR_ENOENT);
     if (work != balloon_deflate && done == 1)
@@ -239,6 +245,7 @@ static void write_to(unsigned n)
     uint8_t *page = world_access(cpu, n, P, READ | WRITE);
     *(uint64_t *)(void *)(page + 8) = WRITTEN;
     *(uint64_t *)(void *)(world_model(n, P) + 8) = WRITTEN;
+    written_a |= n == A;
     world_leave(cpu);
 }
 
@@ -427,6 +434,9 @@ static const struct race of_one_vm[] = {
     {"read and write", ballooned_page, read_a, write_a},
     {"write and read", ballooned_page, write_a, read_a},
     {"read and take", ballooned_page, read_a, deflate_a},
+    {"take, seen, and write", seen_page, deflate_a, write_a},
+    {"write, seen, and take", seen_page, write_a, deflate_a},
+    {"two write, seen", seen_page, write_a, write_a},
     {"take, seen, and read", seen_page, deflate_a, read_a},
     {"write, seen, and Fusor writes", seen_page, write_a, write_for_a},
     {"Fusor writes, and give again", seen_page, write_for_a, inflate_a},
