@@ -97,6 +97,27 @@ static void test_fusor_writes(void **state)
     world_finish();
 }
 
+static void give_page(void)
+{
+    assert_int_equal(inflate(A, P), 1);
+}
+
+// A read that found an untouched page, which another vCPU gives before there is a frame for it.
+static void test_read_of_what_is_given(void **state)
+{
+    (void)state;
+    start(1);
+    fill(1, A, P + 1, 1);
+    world_at(POINT_ALLOC, 1, 3, give_page);
+    load(1, A, P);
+    assert_int_equal(world_pending(), 0);
+    assert_int_equal(ballooned(A), 1);
+    assert_int_equal(world.vm[A].balloon_returned, 0);
+    assert_int_equal(leaf_of(A, P).kind, EPT_KIND_ZERO);
+    world_check();
+    world_finish();
+}
+
 static void test_deflate(void **state)
 {
     (void)state;
@@ -313,6 +334,7 @@ int main(void)
         cmocka_unit_test(test_page),
         cmocka_unit_test(test_zero_page_needs_shootdown),
         cmocka_unit_test(test_fusor_writes),
+        cmocka_unit_test(test_read_of_what_is_given),
         cmocka_unit_test(test_deflate),
         cmocka_unit_test(test_deflate_without_memory),
         cmocka_unit_test(test_bad_input),

@@ -87,6 +87,14 @@ static void test_reserve(void **state)
     world_finish();
 }
 
+static uint64_t same_page;
+
+static void touch_same_page(void)
+{
+    assert_true(store(2, A, same_page, 0, 1));
+    world_leave(2);
+}
+
 // Whoever must touch a page to give it gets on with the reserve in small steps, however many; not
 // with a whole range in hand. That is why the Linux driver takes single pages while memory is
 // short.
@@ -116,6 +124,19 @@ static void test_small_steps_get_on(void **state)
     while (n < 511 && store(1, A, 1536 + n, 0, 1))
         n++;
     assert_true(n >= BALLOON_RESERVE && n < 511);
+    // Two vCPUs touch one page: it took one frame.
+    vm->reserve_taken = 0;
+    same_page = 1536 + n++;
+    world_at(POINT_ALLOC, 2, 2, touch_same_page);
+    assert_true(store(1, A, same_page, 0, 1));
+    assert_int_equal(world_pending(), 0);
+    assert_int_equal(vm->reserve_taken, 1);
+    // Where the reserve has nothing either, nothing is used up.
+    vm->reserve_taken = 10;
+    world_starve(0);
+    assert_false(store(1, A, 1536 + n, 0, 1));
+    assert_int_equal(vm->reserve_taken, 10);
+    world_feed();
     world_check();
     frames_set_reserve(0);
     world_finish();
@@ -280,15 +301,15 @@ static void test_return_without_memory(void **state)
     world_finish();
 }
 
-// The table went away under a large page that went into the balloon as a whole, and there is no
-// frame for a new one.
+// The table went away under a large page that went into the balloon as a whole; the last frame is
+// needed for a new one.
 static void take_all(void)
 {
     assert_int_equal(one(balloon_free_pages, A, 512, 9), 1);
     fill_large(A, 512, 3);
     world_leave(1);
     assert_int_equal(one(balloon_inflate, A, 512, 9), 1);
-    world_starve(0);
+    world_starve(1);
 }
 
 static void test_return_without_table(void **state)

@@ -34,8 +34,9 @@ static void test_large(void **state)
     load(2, A, P);
     assert_int_equal(one(balloon_deflate, A, R - 512, 9), 1);
     assert_int_equal(ballooned(A), 0);
-    fill_large(A, R - 512, 6); // promoted again
+    store(1, A, P, 8, 3);
     load(2, A, P);             // which had seen zeros there
+    fill_large(A, R - 512, 6); // promoted again
     // A page of it.
     uint64_t splits = world.vm[A].ept.large_splits;
     assert_int_equal(inflate(A, P), 1);
