@@ -29,13 +29,16 @@ class Memory:
     def add(self, name, **options):
         guest = TortureGuest(self.machine, name, **options)
         self.guests.append(guest)
+        deadline = time.time() + 120  # a UART that is being set up drops what was typed before
+        while not any("op=f filled" in x for x in self.machine.replay(name)):
+            assert time.time() < deadline
         assert guest.do("h")["refused"] == 0
         return guest
 
     def fill(self):
         m = self.machine
         touch = (m.metrics()["host", "RAM/VMM/Free"] - RESERVE - LEFT) // 2048 * 2048
-        m.ok(f"vm create hog memory=252M kernel=\\guests\\bare.bin "
+        m.ok(f"vm create hog memory={touch + 8192}K kernel=\\guests\\bare.bin "
              f'cmdline="test=driver touch={touch}K"')
         m.ok("vm start hog")
         deadline = time.time() + 120
