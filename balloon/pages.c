@@ -85,18 +85,18 @@ static void unmap(struct batch *b, gfn_t gfn, const struct ept_leaf *leaf)
     vm_untouch(b->vm, gfn, leaf->level == EPT_2M ? RANGE_PAGES : 1);
 }
 
-// gfn lock held: may all of these pages, which no large leaf covers, go, and does the batch have
-// room for them?
-static int check_small(const struct batch *b, gfn_t gfn, unsigned pages)
+// gfn lock held: may all pages of this range, which has a table, go, and does the batch have room
+// for them? Counts those that map a frame.
+static int check_small(const struct batch *b, gfn_t gfn, unsigned *mapped)
 {
-    unsigned present = 0;
-    for (unsigned i = 0; i < pages; i++) {
+    *mapped = 0;
+    for (unsigned i = 0; i < RANGE_PAGES; i++) {
         struct ept_leaf leaf = ept_lookup(&b->vm->ept, (gfn_t){gfn.raw + i});
         if (leaf.present && pinned(&leaf, 1))
             return E_NOENT;
-        present += leaf.present && leaf.kind != EPT_KIND_ZERO;
+        *mapped += leaf.present && leaf.kind != EPT_KIND_ZERO;
     }
-    return b->count + present > RANGE_PAGES ? E_BUSY : 0;
+    return b->count + *mapped > RANGE_PAGES ? E_BUSY : 0;
 }
 
 // gfn lock held. E_AGAIN: a large leaf has to be split first. E_BUSY: the batch is full. Whatever
@@ -109,7 +109,9 @@ static int take_locked(struct batch *b, gfn_t gfn, unsigned pages, bool for_ball
         return E_EXIST;
     if (leaf.level == EPT_2M && leaf.present && pages == 1)
         return E_AGAIN;
-    if (pages == 1 || (leaf.present && leaf.level == EPT_2M)) {
+    // One leaf speaks for all, or none: without a table nothing is mapped. That is the usual case
+    // of a range that was never touched, or was reported as free before.
+    if (pages == 1 || leaf.level != EPT_4K) {
         if (!leaf.present || leaf.kind == EPT_KIND_ZERO)
             return 0;
         if (pinned(&leaf, pages))
@@ -119,12 +121,15 @@ static int take_locked(struct batch *b, gfn_t gfn, unsigned pages, bool for_ball
         unmap(b, gfn, &leaf);
         return 0;
     }
-    int status = check_small(b, gfn, pages);
-    for (unsigned i = 0; i < pages && status == 0; i++) {
+    unsigned mapped;
+    int status = check_small(b, gfn, &mapped);
+    for (unsigned i = 0; i < RANGE_PAGES && mapped != 0 && status == 0; i++) {
         gfn_t page = {gfn.raw + i};
         leaf = ept_lookup(&vm->ept, page);
-        if (leaf.present && leaf.kind != EPT_KIND_ZERO) // reported, and in the balloon
+        if (leaf.present && leaf.kind != EPT_KIND_ZERO) { // reported, and in the balloon
             unmap(b, page, &leaf);
+            mapped--;
+        }
     }
     return status;
 }

@@ -2,8 +2,8 @@
 // Hysteresis in three places: a guest is short below 1/16 of its memory and has memory to spare
 // above 1/4, and is brought to 1/8 and 3/16; the machine is short below 1/32 of its frames and is
 // brought to 1/16; and what is seen must be seen POLICY_LOOKS times in a row. What is already on
-// its way (a target that is not reached) counts as done, so that nothing is asked for twice. One
-// decision moves at most 1/8 of a guest's memory.
+// its way (a target that is not reached, or was reached after the guest's last report) counts as
+// done, so that nothing is asked for twice. One decision moves at most 1/8 of a guest's memory.
 //
 // A guest that lies gets back its own balloon at most, or loses memory down to its memory-min.
 #include "balloon/policy.h"
@@ -18,8 +18,8 @@ static uint64_t less(uint64_t a, uint64_t b)
 // What the guest will have available when its balloon is what it should be.
 static uint64_t settled(const struct policy_vm *v)
 {
-    uint64_t n = MIN(v->available, less(v->memory, v->balloon));
-    return less(n + less(v->balloon, v->target), less(v->target, v->balloon));
+    uint64_t n = MIN(v->available, less(v->memory, v->reported_balloon));
+    return less(n + less(v->reported_balloon, v->target), less(v->target, v->reported_balloon));
 }
 
 static void look(struct policy_vm *v)

@@ -12,6 +12,9 @@ struct policy_vm {
     bool waits;      // a vCPU waits for memory
     uint64_t memory, minimum, target, balloon;
     uint64_t available; // as its driver says; bounded here by what it can have
+    // In the balloon when it said so: what came or went since is not in `available` yet, however
+    // seldom the driver reports.
+    uint64_t reported_balloon;
     // Looks in a row at which it was short, or had memory to spare: kept from look to look.
     uint8_t looks_short, looks_spare;
     // What was decided.

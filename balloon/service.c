@@ -61,6 +61,7 @@ static void note(struct vm *vm, void *unused)
         .target = vm->balloon_target,
         .balloon = vm->account.ballooned,
         .available = report.available,
+        .reported_balloon = report.balloon,
         .looks_short = looks_short,
         .looks_spare = looks_spare,
     };

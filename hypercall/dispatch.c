@@ -150,6 +150,7 @@ static NOINLINE int64_t do_report(struct vm *vm, struct vcpu *v)
         .free = MIN(r.free, REPORT_MAX),
         .available = MIN(r.available, REPORT_MAX),
         .cache = MIN(r.cache, REPORT_MAX),
+        .balloon = vm->account.ballooned,
     };
     spin_unlock(&vm->device_lock);
     return 0;

@@ -22,6 +22,7 @@ struct vm; // vm/vm_object.h has the inside
 struct vm_report {
     bool present; // a driver has reported since the last reset
     uint64_t total, free, available, cache;
+    uint64_t balloon; // what Fusor had of it then
 };
 
 // A copy of what the console shows of one VM. Sizes in frames unless said otherwise.

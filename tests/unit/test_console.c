@@ -541,7 +541,7 @@ static void test_vm_show_fusion(void **state)
     fusion_lost = "a"; // fusion does not know it yet
     expect_lines("vm show a", none, ARRAY_SIZE(none));
     fusion_lost = NULL;
-    vms[0].report = (struct vm_report){true, 100, 20, 30, UINT64_MAX};
+    vms[0].report = (struct vm_report){true, 100, 20, 30, UINT64_MAX, 0};
     fusions[0].mode = FUSION_SPLITTING;
     fusions[0].shared_left = 5;
     struct fusion_figures *f = &fusions[0].figures;

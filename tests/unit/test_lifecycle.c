@@ -561,7 +561,7 @@ static void sums(void **state)
         v->exits[EXIT_CPUID] = i;
     }
     vm->vcpus[2]->exits[EXIT_HLT] = 5;
-    vm->report = (struct vm_report){true, 1, 2, 3, 4};
+    vm->report = (struct vm_report){true, 1, 2, 3, 4, 5};
     struct vm_info info;
     assert_int_equal(vm_get("alpha", &info), 0);
     assert_int_equal(info.run_ticks, 0xf);

@@ -248,7 +248,7 @@ static void test_what_the_driver_knows(void **state)
     static const char *const said[] = {"400", "80", "120", "18014398509481980"};
     three_vms();
     // One has a driver, which is not to be trusted.
-    vms[1].report = (struct vm_report){true, 100, 20, 30, UINT64_MAX};
+    vms[1].report = (struct vm_report){true, 100, 20, 30, UINT64_MAX, 0};
     for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
         char command[64], wanted[96];
         snprintf(command, sizeof(command), "metrics beta */%s", names[i]);

@@ -43,10 +43,24 @@ MODULE_PARM_DESC(balloon_extents, "give whole 2 MiB ranges where there are any, 
 #define SHORT_TIME (5 * HZ)
 
 /*
+ * What is in a page that goes to Fusor is of no use to anybody, and clearing it first (init_on_alloc,
+ * Debian's default) is most of what giving would cost: for memory that was never touched Fusor would
+ * even have to provide it before. There is no flag for "do not clear" that modules may use, but
+ * __GFP_ZEROTAGS says that memory is cleared together with its tags, which is the architecture's
+ * business, and x86, which has no tags, does nothing (6.1 to 6.12 at least). A kernel that clears
+ * all the same is only slower. Pages that do not go to Fusor are freed unread.
+ */
+#define UNCLEARED __GFP_ZEROTAGS
+
+/*
  * As for a balloon page, but no reclaim: a range that is not free is not worth the disturbance. Not
  * from movable zones, for a range cannot be moved.
  */
-#define EXTENT_GFP (__GFP_HIGHMEM | __GFP_NOWARN | __GFP_NOMEMALLOC)
+#define EXTENT_GFP (__GFP_HIGHMEM | __GFP_NOWARN | __GFP_NOMEMALLOC | UNCLEARED)
+
+/* As balloon_page_alloc() does. */
+#define PAGE_GFP                                                                                   \
+	(balloon_mapping_gfp_mask() | __GFP_NOMEMALLOC | __GFP_NORETRY | __GFP_NOWARN | UNCLEARED)
 
 static DEFINE_MUTEX(fusor_balloon_lock);
 static u64 *fusor_entries; /* the list for the hypercall; under the lock */
@@ -212,7 +226,7 @@ static unsigned int fusor_allocate(struct list_head *pages, unsigned int n, unsi
 	unsigned int i;
 
 	for (i = 0; i < n; i++) {
-		struct page *page = order ? alloc_pages(EXTENT_GFP, order) : balloon_page_alloc();
+		struct page *page = alloc_pages(order ? EXTENT_GFP : PAGE_GFP, order);
 
 		if (!page)
 			break;

@@ -25,14 +25,27 @@ module_param(balloon_margin, uint, 0644);
 MODULE_PARM_DESC(balloon_margin,
 		 "MiB available to the guest below which the balloon does not grow, 0: 1/32 of memory, at least 16 (0)");
 
+/* Whoever wants the balloon to hold against the guest's need switches these off, as tests do. */
+static bool balloon_shrink = true;
+module_param(balloon_shrink, bool, 0644);
+MODULE_PARM_DESC(balloon_shrink, "give pages back when memory is reclaimed and little is available (Y)");
+
+static bool balloon_oom = true;
+module_param(balloon_oom, bool, 0644);
+MODULE_PARM_DESC(balloon_oom, "give pages back before the OOM killer chooses a process (Y)");
+
 #define MARGIN_LEAST_MIB 16U
 #define PAGES_PER_MIB	 (1UL << (20 - PAGE_SHIFT))
 
 /* After pages had to be given back the balloon does not grow for so long. */
 #define REST (10 * HZ)
 
-/* Given back before an OOM kill. */
+/*
+ * Given back before an OOM kill, and by the shrinker at least: a whole range costs about as much as
+ * ten pages, and what is left of the balloon stays whole.
+ */
 #define OOM_PAGES FUSOR_RANGE_PAGES
+#define SHRINK_PAGES ((unsigned long)FUSOR_RANGE_PAGES)
 
 static unsigned long fusor_rest_until;
 static atomic_t fusor_resting = ATOMIC_INIT(0);
@@ -79,7 +92,7 @@ static unsigned long fusor_shrink_count(struct shrinker *s, struct shrink_contro
 {
 	long available;
 
-	if (!fusor_pages_held())
+	if (!READ_ONCE(balloon_shrink) || !fusor_pages_held())
 		return 0;
 	available = si_mem_available();
 	return available < (long)(fusor_margin() / 2) ? fusor_pages_held() : 0;
@@ -87,7 +100,7 @@ static unsigned long fusor_shrink_count(struct shrinker *s, struct shrink_contro
 
 static unsigned long fusor_shrink_scan(struct shrinker *s, struct shrink_control *sc)
 {
-	unsigned long freed = fusor_deflate(max(sc->nr_to_scan, 1UL), DEFLATE_SHRINKER);
+	unsigned long freed = fusor_deflate(max(sc->nr_to_scan, SHRINK_PAGES), DEFLATE_SHRINKER);
 
 	if (!freed)
 		return SHRINK_STOP;
@@ -136,7 +149,7 @@ static int fusor_oom(struct notifier_block *nb, unsigned long unused, void *free
 {
 	unsigned long n;
 
-	if (!fusor_pages_held())
+	if (!READ_ONCE(balloon_oom) || !fusor_pages_held())
 		return NOTIFY_OK;
 	n = fusor_deflate(OOM_PAGES, DEFLATE_OOM);
 	if (n) {
