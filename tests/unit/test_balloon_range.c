@@ -183,6 +183,30 @@ static void test_promotion(void **state)
     world_finish();
 }
 
+static void give_one(void)
+{
+    assert_int_equal(inflate(A, P), 1);
+}
+
+// Another vCPU gives a page of the range that is about to be populated.
+static void test_eager_and_give(void **state)
+{
+    (void)state;
+    world_start(0);
+    world_configure(A, 8 * MIB, "");
+    world.vm[A].config.large_pages = VM_LARGE_EAGER;
+    assert_int_equal(world_create(A), 0);
+    world_at(POINT_ALLOC, 1, 3, give_one);
+    fill(1, A, P + 1, 1);
+    assert_int_equal(world_pending(), 0);
+    assert_int_equal(leaf_of(A, P + 1).level, EPT_4K);
+    assert_int_equal(ballooned(A), 1);
+    load(1, A, P);
+    world_check();
+    world_check_contents();
+    world_finish();
+}
+
 static void test_eager(void **state)
 {
     (void)state;
@@ -206,9 +230,10 @@ static void test_eager(void **state)
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_large),      cmocka_unit_test(test_many_small_ones),
-        cmocka_unit_test(test_full_batch), cmocka_unit_test(test_large_shared),
-        cmocka_unit_test(test_promotion),  cmocka_unit_test(test_eager),
+        cmocka_unit_test(test_large),          cmocka_unit_test(test_many_small_ones),
+        cmocka_unit_test(test_full_batch),     cmocka_unit_test(test_large_shared),
+        cmocka_unit_test(test_promotion),      cmocka_unit_test(test_eager),
+        cmocka_unit_test(test_eager_and_give),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
