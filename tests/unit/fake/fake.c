@@ -27,7 +27,8 @@ bool fake_panic_expected;
 
 void fake_machine(uint64_t ram_bytes, unsigned cpu_number)
 {
-    if (fake_ram_size != ram_bytes) { // else what is there is used again: most tests' time went there
+    if (fake_ram_size !=
+        ram_bytes) { // else what is there is used again: most tests' time went there
         free(fake_ram);
         fake_ram = ram_bytes != 0 ? aligned_alloc(4096, ram_bytes) : NULL;
         if (fake_ram == NULL && ram_bytes != 0)
