@@ -449,7 +449,7 @@ static void test_property(void **state)
         return;
     // The runs went everywhere.
     assert_true(happened.fused > 1000 && happened.splits > 1000 && happened.last > 100);
-    assert_true(happened.cancelled > 10 && happened.mismatch > 10 && happened.large > 5);
+    assert_true(happened.cancelled > 10 && happened.mismatch > 10 && happened.large > 2);
     assert_true(gives_happened.inflated > 1000 && gives_happened.deflated > 100);
     assert_true(gives_happened.reported > 1000 && gives_happened.wild > 100);
     assert_true(happened.resets > 10 && happened.switches > 100 && happened.waits > 10);
