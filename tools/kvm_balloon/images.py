@@ -42,12 +42,13 @@ def write(path, text, mode=0o644):
 
 
 def unpack(package, to):
-    """The newest of the packages that tools/debian-guest keeps."""
-    found = [x for x in os.listdir(os.path.join(GUEST, "packages")) if re.match(package, x) and x.endswith(".deb")]
+    """The package that tools/debian-guest has chosen: of those it keeps the highest version."""
+    folder = os.path.join(GUEST, "packages")
+    found = [x for x in os.listdir(folder) if re.fullmatch(package + r"_.*\.deb", x)]
     if not found:
         raise SystemExit(f"no package {package}: run tools/debian-guest {os.path.relpath(GUEST)}")
-    newest = max(found, key=lambda x: os.path.getmtime(os.path.join(GUEST, "packages", x)))
-    subprocess.run(["dpkg-deb", "-x", os.path.join(GUEST, "packages", newest), to], check=True)
+    highest = subprocess.run(["sort", "-V"], input="\n".join(found), check=True, capture_output=True, text=True).stdout.split()[-1]
+    subprocess.run(["dpkg-deb", "-x", os.path.join(folder, highest), to], check=True)
 
 
 def find(folder, *names):
@@ -99,7 +100,7 @@ def host_root(kernel, work, settings):
     root = os.path.join(work, "host")
     for folder in ("bin", "dev", "proc", "sys", "tmp", "lib", "lib64", "share", "guests"):
         os.makedirs(os.path.join(root, folder))
-    unpack("busybox-static_", os.path.join(work, "busybox"))
+    unpack("busybox-static", os.path.join(work, "busybox"))
     busybox = os.path.join(root, "bin", "busybox")
     shutil.copy(find(os.path.join(work, "busybox", "bin"), "busybox"), busybox)
     for applet in subprocess.run([busybox, "--list"], check=True, capture_output=True, text=True).stdout.split():
@@ -134,7 +135,7 @@ def application(path, cmdline, linux, initrd, work):
 def peer_image(path, work, settings, more_cmdline):
     """Writes the image of the peer's machine."""
     kernel = os.path.join(work, "kernel")
-    unpack("linux-image-", kernel)
+    unpack(r"linux-image-[0-9].*-cloud-amd64", kernel)
     initrd = os.path.join(work, "initrd.img")
     with open(initrd, "wb") as f:
         f.write(pack(host_root(kernel, work, settings)))  # not compressed: reading it is cheaper than decompressing
