@@ -52,8 +52,9 @@ struct stress {
     uint64_t ballooned; // and from here on what the balloon's target is met with
     unsigned cpus;
     uint8_t vm, boot;
-    uint64_t hinting; // the page with which a list begins that is worked on, and above bit 32 its
-                      // length, 0: nobody hints
+    uint64_t hinting;  // the page with which a list begins that is worked on, and above bit 32 its
+                       // length, 0: nobody hints
+    uint64_t toggling; // first of three pages that a CPU writes to again and again, + 1; or 0
     uint32_t changing[STRESS_CPUS]; // the page with which a CPU begins that it is about to change
     struct stress_cpu cpu[STRESS_CPUS];
     uint64_t quiet[STRESS_RANGES];  // nobody writes to this range until then
@@ -88,3 +89,59 @@ void stress_verify(void);
 void stress_verify_fresh(void);
 // Prints the first wrong word, if there was one.
 bool stress_failed(void);
+
+// --- stress_give.c: pages, ranges and the balloon's target ---
+
+// Sends a list. Returns how many entries were done before one was refused, and why.
+unsigned stress_send(uint64_t call, const uint64_t *list, unsigned count, int64_t *error);
+// Gives some of the own busy pages, from this one on, to the balloon, or only their content.
+void stress_give_from(uint64_t page, unsigned wanted);
+void stress_take_some(void);  // some of the own busy pages out of the balloon
+void stress_some_range(void); // does something to one of the own ranges
+void stress_fill_range(uint64_t first, enum content content, unsigned variant);
+void stress_follow_target(void); // CPU 0
+void stress_use_rest(void);      // CPU 0: what was not given to meet the target is memory in use
+void stress_empty_balloon(void); // nobody else is at work
+
+// --- stress_work.c ---
+
+#define STRESS_GIVE_MAX 16u
+void stress_change(uint64_t page); // an own page, to something else
+// Says which of the own pages change next, so that others have them in their TLBs by then. Returns
+// the first; those after it are stress.cpus apart.
+uint64_t stress_announce(void);
+void stress_hint(const uint64_t *list, unsigned count); // or unhint
+void stress_round(void);                                // something, at random
+
+static inline struct stress_cpu *stress_self(void)
+{
+    return &stress.cpu[smp_self()];
+}
+
+static inline bool stress_chance(unsigned percent)
+{
+    return stress_random() % 100 < percent;
+}
+
+static inline bool stress_is_quiet(uint64_t page)
+{
+    return page >= stress.busy &&
+           rdtsc() < __atomic_load_n(&stress.quiet[page / RANGE], __ATOMIC_ACQUIRE);
+}
+
+static inline uint64_t stress_entry(uint64_t page, unsigned order)
+{
+    return FUSOR_ENTRY(stress.first / PAGE + page, FUSOR_CLASS_OTHER, order);
+}
+
+// The own busy page nearest to this one.
+static inline uint64_t stress_own_near(uint64_t page)
+{
+    page = page % stress.busy / stress.cpus * stress.cpus + smp_self();
+    return page >= stress.busy ? smp_self() : page;
+}
+
+static inline uint64_t stress_own_page(void)
+{
+    return stress_own_near(stress_random());
+}

@@ -18,8 +18,8 @@ files   = \\guests
 reserve = 4M
 """
 PAGE_KB = 4
-BUSY, LARGE, TARGET = 1, 3, 2  # ranges of 2 MiB in a guest, see test_stress.c
-MEMORY_KB = 16 << 10
+BUSY, LARGE, TARGET = 6, 3, 2  # ranges of 2 MiB in a guest, see test_stress.c
+MEMORY_KB = 24 << 10
 METRICS = {"fused": "Fusion/Hints/Fused", "splits": "Fusion/Splits", "cancelled": "Fusion/Cancelled",
            "collapses": "EPT/LargeCollapsed", "demotions": "EPT/LargeSplit", "shootdowns": "EPT/Shootdowns"}
 COUNTS = ("reads", "writes", "toggles", "inflated", "deflated", "reported")
