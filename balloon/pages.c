@@ -275,19 +275,30 @@ static int give_back(struct vm *vm, uint64_t entry, uint64_t *budget)
     return status;
 }
 
+// Pages that the deflates under way in all VMs may take at most. Each leaves to those that came
+// before what they may take, so that no frame is given to two.
+static _Atomic uint64_t deflating;
+
 static int64_t take_back(struct vm *vm, const uint64_t *entries, unsigned count)
 {
     struct vm_commitment commitment;
-    vm_commitment(&commitment);
-    uint64_t budget = MIN(frames_beyond_reserve(), commitment.left);
+    uint64_t most = 0;
     unsigned done = 0;
     int64_t error = 0;
-    while (done < MIN(count, BALLOON_CHUNK) && error == 0) {
+    count = MIN(count, BALLOON_CHUNK);
+    for (unsigned i = 0; i < count; i++)
+        most += MIN(entry_pages(entries[i]), RANGE_PAGES);
+    uint64_t others = atomic_fetch_add(&deflating, most);
+    vm_commitment(&commitment);
+    uint64_t budget = MIN(frames_beyond_reserve(), commitment.left);
+    budget -= MIN(budget, others);
+    while (done < count && error == 0) {
         error = -(int64_t)check_entry(vm, entries[done]);
         if (error == 0)
             error = error_code(give_back(vm, entries[done], &budget));
         done += error == 0;
     }
+    atomic_fetch_sub(&deflating, most);
     return done > 0 ? (int64_t)done : error;
 }
 

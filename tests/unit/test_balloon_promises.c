@@ -151,6 +151,34 @@ static unsigned touch_many(void)
     return n;
 }
 
+static int64_t done_meanwhile;
+
+static void deflate_b(void)
+{
+    done_meanwhile = one(balloon_deflate, B, 512, 9);
+}
+
+// Two VMs take back at the same time, and there is enough for one of them.
+static void test_promised_once(void **state)
+{
+    (void)state;
+    start_promised();
+    assert_int_equal(one(balloon_inflate, B, 512, 9), 1);
+    assert_int_equal(left_to_promise(), 512);
+    world_at(POINT_GFN_LOCK, 1, 2, deflate_b); // A has looked at what is left
+    assert_int_equal(one(balloon_deflate, A, 512, 9), 1);
+    assert_int_equal(world_pending(), 0);
+    assert_int_equal(done_meanwhile, -FUSOR_ENOMEM);
+    assert_int_equal(left_to_promise(), 0);
+    // What was in the way of B alone is no more.
+    assert_int_equal(one(balloon_inflate, A, 512, 9), 1);
+    deflate_b();
+    assert_int_equal(done_meanwhile, 1);
+    world_check();
+    frames_set_reserve(0);
+    world_finish();
+}
+
 static void test_reset_keeps_promises(void **state)
 {
     (void)state;
@@ -271,6 +299,7 @@ int main(void)
         cmocka_unit_test(test_snapshot_while_promoted),
         cmocka_unit_test(test_snapshot_while_given),
         cmocka_unit_test(test_snapshot_while_populated),
+        cmocka_unit_test(test_promised_once),
         cmocka_unit_test(test_reset_keeps_promises),
         cmocka_unit_test(test_large_pages_keep_promises),
         cmocka_unit_test(test_writes_keep_promises),
