@@ -65,7 +65,7 @@ def load(machine, name, on):
     """Processes that compute, write files and end, on all CPUs."""
     if on:
         shell(machine, name, f"touch /tmp/load; for i in $(seq {NAMES[name]}); do (while [ -e /tmp/load ]; do "
-              f"cat /bin/busybox >/tmp/copy$i; cmp /bin/busybox /tmp/copy$i || touch /tmp/differs; done) & done")
+              f"cat /bin/busybox >/tmp/copy$i; cmp /bin/busybox /tmp/copy$i || touch /tmp/differs; usleep 20000; done) & done")
     else:
         out = shell(machine, name, "rm /tmp/load; wait; ls /tmp/differs 2>&1; rm -f /tmp/copy*")
         assert "No such file" in out, out
@@ -90,21 +90,24 @@ def test_drivers_fuse(machine):
     for name in NAMES:
         wait_up(machine, name)
         assert "features 0xf" in shell(machine, name, "dmesg | grep 'fusor: '")
-    wait(lambda: frames(machine)["RAM/VMM/Saved"] > 40 * MIB)
+    wait(lambda: frames(machine)["RAM/VMM/Saved"] > 20 * MIB)
     for name in NAMES:
         works(machine, name)
 
 
-def test_fusion_off_and_on_under_load(machine):
+def test_fusion_off_under_load_and_on(machine):
     load(machine, "alpha", True)
     machine.ok("vm fusion alpha off")
     wait(lambda: kb(machine, "alpha", "shared") == 0)
+    load(machine, "alpha", False) # hints give way to it
     machine.ok("vm fusion alpha on")
-    wait(lambda: kb(machine, "alpha", "shared") > 10 * MIB)
+    shell(machine, "alpha", "echo 1 >/sys/kernel/fusor/scan") # at once, not within a minute
+    wait(lambda: kb(machine, "alpha", "shared") > 4 * MIB)
     machine.metrics()
 
 
 def test_balloon_and_cpus_that_go_under_load(machine):
+    load(machine, "alpha", True)
     machine.ok("vm balloon alpha 48M")
     for cpu in (1, 2, 3):
         control = f"/sys/devices/system/cpu/cpu{cpu}/online"
@@ -168,10 +171,8 @@ def test_power_off_from_inside_and_start_at_once(machine):
         machine.send("poweroff -f\n")
         machine.console.expect("VM beta powered off", timeout=300)
     machine.ok("vm start beta")
-    load_before = kb(machine, "alpha", "shared")
     wait_up(machine, "beta")
-    wait(lambda: kb(machine, "beta", "shared") > 10 * MIB)
-    assert load_before >= 0
+    wait(lambda: kb(machine, "beta", "shared") > 4 * MIB)
     for name in NAMES:
         works(machine, name)
 

@@ -136,7 +136,8 @@ def test_storms_starve_nobody(machine):
     time.sleep(3)
     ran, _, ticks = shares(machine, ["storm1", "storm2", "calm"])
     print("storm", ran, ticks)
-    assert ran["calm"] > 0.4 * ticks, (ran, ticks)  # its share of two CPUs is 0.67 of one
+    # Its share of two CPUs is 0.67 of one. Halted vCPUs that wake up come a little before the others.
+    assert ran["calm"] > 0.5 * ticks, (ran, ticks)
     assert machine.state("storm1") == machine.state("storm2") == "running"
     up = [uptime_ticks(machine) for _ in range(2)]
     hz = int(dict(x.split(": ", 1) for x in machine.command("host"))["tsc-hz"])

@@ -798,6 +798,32 @@ static void test_sleeper_saves_nothing(void **state)
     finish();
 }
 
+// One that works in short runs, as a fiber does that yields.
+static void yield_soon(struct actor *a)
+{
+    a->left = MS / 2;
+    a->e.gives_way = true;
+}
+
+// Who gives way does not use up what a sleeper has to its credit, up to a slice, before the others
+// get the CPU: they take turns from the second run on.
+static void test_giving_way(void **state)
+{
+    (void)state;
+    start(1);
+    struct actor *h = hog(100);
+    struct actor *s = actor(NEVER, 0);
+    s->script = yield_soon;
+    simulate(2000 * MS);
+    h->longest_wait = 0;
+    sched_wake(&s->e);
+    simulate(100 * MS);
+    assert_true(s->runs > 20);
+    assert_true(h->longest_wait <= 2 * MS); // a slice of CPU 0 is one; with the credit it is eleven
+    assert_near(s->e.virtual_time, h->e.virtual_time, 2 * MS);
+    finish();
+}
+
 // A newcomer is as far as the others.
 static void test_newcomer(void **state)
 {
@@ -1429,6 +1455,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_yield_edges),
         cmocka_unit_test(test_slices),
         cmocka_unit_test(test_sleeper_saves_nothing),
+        cmocka_unit_test(test_giving_way),
         cmocka_unit_test(test_newcomer),
         cmocka_unit_test(test_idle_is_woken),
         cmocka_unit_test(test_wake_latency),

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""The end of VMs while everything goes on in them: eight vCPUs that spin, halt, make long hypercalls, hold the device
+lock, touch memory, start and stop each other; resets and power-offs by several at once; large VMs. Two CPUs in Bochs
+(LIFECYCLE_CPUS for another number). One boot, many checks; LIFECYCLE_MIB is the size of the large VM."""
+import os
+import random
+import time
+
+import pytest
+
+import fusor
+from test_guests import values
+
+CONFIG = "[host]\nfiles = \\guests\n"
+CPUS = int(os.environ.get("LIFECYCLE_CPUS", "2"))
+LARGE = int(os.environ.get("LIFECYCLE_MIB", "128"))
+PEERS = ("one", "two")
+
+
+@pytest.fixture(scope="module")
+def machine(bochs, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("lifecycle")
+    image = fusor.make_image(str(directory / "lifecycle.img"), CONFIG, [("guests/bare.bin", fusor.BARE)])
+    m = fusor.Machine(image, memory=256 + 2 * LARGE, cpus=CPUS, cpu="corei7_haswell_4770")
+    try:
+        yield m.wait_prompt()
+        assert not [x for x in m.command("log error") if "watchdog" in x]
+        assert m.power_off() == 0
+    finally:
+        m.close()
+
+
+def create(machine, name, test, cpus=1, more="", memory="16M"):
+    machine.ok(f'vm create {name} memory={memory} cpus={cpus} kernel=\\guests\\bare.bin cmdline="test={test}"{more}')
+
+
+def frames(machine):
+    return {k[1]: v for k, v in machine.metrics().items() if k[1].startswith("RAM/VMM/")}
+
+
+def show(machine, name):
+    return dict(x.split(": ", 1) for x in machine.command(f"vm show {name}") if ": " in x)
+
+
+def uptime_ticks(machine):
+    facts = dict(x.split(": ", 1) for x in machine.command("host"))
+    return float(facts["uptime"].split()[0]) * int(facts["tsc-hz"])
+
+
+def wait_line(machine, name, text):
+    deadline = time.time() + 200
+    while not any(text in x for x in machine.replay(name)):
+        assert time.time() < deadline, machine.replay(name)
+        time.sleep(0.3)
+
+
+# The last vCPUs end the VM: see guest-drivers/bare/test_fire.c.
+@pytest.mark.parametrize("end,states", [(2, ["stopped"]), (3, ["crashed"]), (4, ["stopped", "running"]),
+                                        (5, ["stopped", "running", "crashed"]), (6, ["stopped", "running"])])
+def test_ends_from_inside(machine, end, states):
+    """Power-off, triple fault, and several at once: the first one counts, and nothing of it is left."""
+    create(machine, "end", f"fire end={end} ms=5", 8)
+    before = frames(machine)
+    machine.ok("vm start end")
+    for _ in range(3):
+        deadline = time.time() + 60
+        while (state := machine.state("end")) == "running" and time.time() < deadline and end < 4:
+            time.sleep(0.1)
+        time.sleep(0.3)
+        assert state in states, state
+        if state == "crashed":
+            assert "triple fault" in show(machine, "end")["crash"]
+        if state != "running":
+            machine.ok("vm start end") # directly afterwards
+    if machine.state("end") != "stopped":
+        assert machine.command("vm stop end")[0] in ("ok", "error: VM end: end is stopped already")
+    assert frames(machine) == before
+    machine.ok("vm destroy end")
+
+
+def test_commands_at_any_moment(machine):
+    """Random commands against guests that end by themselves at random moments; all metrics hold throughout, and every
+    frame comes back."""
+    rng = random.Random(11)
+    operations = ["start"] * 5 + ["resume"] * 3 + ["pause", "reset", "stop", "shutdown", "fusion", "balloon",
+                                                   "destroy", "attach", "metrics"]
+
+    def define(name):
+        create(machine, name, f"fire end={rng.choice([0, 0, 0, 1, 2, 3, 4, 5, 6])} ms={rng.choice([1, 5, 30])}",
+               rng.choice([4, 8, 16]), f" fusion-group=fire scan={rng.choice([0, 5000])} "
+               f"large-pages={rng.choice(['auto', 'off', 'eager'])}")
+
+    def round_(steps):
+        for name in PEERS:
+            define(name)
+        for _ in range(steps):
+            name, operation = rng.choice(PEERS), rng.choice(operations)
+            if operation == "fusion":
+                machine.ok(f"vm fusion {name} {rng.choice(['on', 'off'])}")
+            elif operation == "balloon":
+                machine.ok(f"vm balloon {name} {rng.choice([0, 4, 8])}M")
+            elif operation == "attach":
+                machine.replay(name)
+            elif operation == "metrics":
+                machine.metrics()
+            elif operation == "destroy":
+                machine.ok(f"vm destroy {name}")
+                define(name)
+            else:
+                answer = machine.command(f"vm {operation} {name}")
+                assert answer == ["ok"] or answer[0].startswith("error: "), answer
+            time.sleep(rng.random() * 0.1)
+        for name in PEERS:
+            machine.ok(f"vm destroy {name}")
+    round_(10) # slabs of the heap that stay
+    before = frames(machine)
+    for _ in range(2):
+        round_(15)
+    assert frames(machine) == before
+
+
+def test_a_guest_that_resets_itself_for_ever(machine):
+    """Its first instruction is the reset. The operator gets at it, others are served, events do not flood."""
+    create(machine, "loop", "hello resetloop=1", 4)
+    machine.ok("vm start loop")
+    time.sleep(1)
+    up = [uptime_ticks(machine) for _ in range(2)]
+    print("console answers in", (up[1] - up[0]) / 1e6, "M ticks")
+    hz = int(dict(x.split(": ", 1) for x in machine.command("host"))["tsc-hz"])
+    assert up[1] - up[0] < hz / 4 # most of it is what the line takes
+    assert "bare: hello done" in machine.bare("hello", more=" cpus=2")
+    run, up = machine.metrics()["loop", "CPU/Run"], uptime_ticks(machine)
+    time.sleep(3)
+    run, up = machine.metrics()["loop", "CPU/Run"] - run, uptime_ticks(machine) - up
+    print("share of a CPU:", run / up)
+    assert run < 0.2 * up
+    for operation in ("pause", "resume", "reset", "stop"):
+        machine.ok(f"vm {operation} loop")
+    machine.ok("vm destroy loop")
+
+
+def gaps(machine):
+    return {int(x["round"]): int(x["max"]) for x in values(machine.replay("calm"), "gaps") if "round" in x}
+
+
+def test_the_end_of_a_large_vm(machine):
+    """How long the teardown of a VM keeps another one from its CPU, by that one's clock. All on one CPU."""
+    hz = int(dict(x.split(": ", 1) for x in machine.command("host"))["tsc-hz"])
+    create(machine, "calm", "gaps every=50", more=" affinity=0 weight=1000", memory="8M")
+
+    def fill(name, more):
+        create(machine, name, f"fill distinct=100000000 {more}", more=" affinity=0 large-pages=off fusion-group=big",
+               memory=f"{LARGE}M")
+        machine.ok(f"vm start {name}")
+        wait_line(machine, name, "pages=")
+
+    def measure(what, command):
+        start = max(gaps(machine))
+        begin = uptime_ticks(machine)
+        machine.ok(command, 600)
+        ticks = uptime_ticks(machine) - begin
+        time.sleep(1)
+        seen = [most for n, most in gaps(machine).items() if n > start]
+        print(f"{what}: another VM was away for {max(seen)} ticks at most ({len(seen)} looks), "
+              f"done after {ticks / 1e6:.0f} M ticks")
+        assert max(seen) < hz / 50, seen
+
+    fill("one", f"balloon={LARGE // 4}M")
+    fill("two", "")
+    for name in PEERS:
+        machine.ok(f"vm set {name} scan=100000")
+    deadline = time.time() + 120
+    while frames(machine)["RAM/VMM/Saved"] < LARGE * 1024 / 4:
+        assert time.time() < deadline
+        time.sleep(1)
+    for name in PEERS:
+        machine.ok(f"vm set {name} scan=0")
+    print({k: v for k, v in show(machine, "one").items() if k in ("private", "shared", "balloon")})
+    machine.ok("vm start calm")
+    wait_line(machine, "calm", "round=3 ")
+    measure("reset", "vm reset one") # a sharer leaves
+    measure("stop of the last sharer", "vm stop two")
+    measure("destroy", "vm destroy two")
+    for name in ("one", "calm"):
+        machine.ok(f"vm destroy {name}")
