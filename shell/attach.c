@@ -92,7 +92,7 @@ int attach(struct command_context *c, const char *name)
             a.at_line_start = true;
         }
         if (moved)
-            fiber_yield(); // a UART without a line's speed must not keep the CPU here
+            fiber_give_way(); // a UART without a line's speed must not keep the CPU here
         else if (!a.detach)
             console_sleep_us(QUIET_US);
     }

@@ -195,7 +195,7 @@ static int run_log(struct command_context *c, int argc, char **argv)
     uint64_t next = 0;
     while (log_read(&next, (enum log_level)level, line, sizeof(line)) && next <= end) {
         command_print(c, "%s\n", line);
-        fiber_yield(); // a full log is milliseconds of formatting
+        fiber_give_way(); // a full log is milliseconds of formatting
     }
     return 0;
 }

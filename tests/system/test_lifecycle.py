@@ -155,7 +155,8 @@ def test_the_end_of_a_large_vm(machine):
         wait_line(machine, name, "pages=")
 
     def measure(what, command):
-        start = max(gaps(machine))
+        start = max(gaps(machine)) + 2 # the look itself is not what is measured
+        time.sleep(0.5)
         begin = uptime_ticks(machine)
         machine.ok(command, 600)
         ticks = uptime_ticks(machine) - begin
@@ -163,7 +164,7 @@ def test_the_end_of_a_large_vm(machine):
         seen = [most for n, most in gaps(machine).items() if n > start]
         print(f"{what}: another VM was away for {max(seen)} ticks at most ({len(seen)} looks), "
               f"done after {ticks / 1e6:.0f} M ticks")
-        assert max(seen) < hz / 50, seen
+        assert max(seen) < hz / 400, seen # 250 k ticks in Bochs; the commands around it take 160 k
 
     fill("one", f"balloon={LARGE // 4}M")
     fill("two", "")
@@ -178,6 +179,8 @@ def test_the_end_of_a_large_vm(machine):
     print({k: v for k, v in show(machine, "one").items() if k in ("private", "shared", "balloon")})
     machine.ok("vm start calm")
     wait_line(machine, "calm", "round=3 ")
+    # Paused, because a vCPU that starts has a slice of 10 ms to its credit.
+    machine.ok("vm pause one")
     measure("reset", "vm reset one") # a sharer leaves
     measure("stop of the last sharer", "vm stop two")
     measure("destroy", "vm destroy two")

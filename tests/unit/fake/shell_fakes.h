@@ -145,6 +145,11 @@ void fiber_yield(void)
     fiber_sleep_until(0);
 }
 
+void fiber_give_way(void)
+{
+    fiber_yield();
+}
+
 void fiber_wake(struct fiber *f)
 {
     (void)f;
