@@ -18,6 +18,7 @@ INITRDS = {"alpha": "initrd", "beta": "initrd", "gamma": "kexec"}
 CONFIG = "[host]\nfiles = \\guests\novercommit = off\n" + "".join(f"""
 [vm {name}]
 memory  = 384M
+memory-min = 64M
 kernel  = \\guests\\vmlinuz
 initrd  = \\guests\\{INITRDS[name]}.img
 cmdline = "{CMDLINE} quiet fusor.delay=86400 fusor.report=2 init_on_alloc={0 if name == 'beta' else 1} host={name}"
@@ -275,8 +276,8 @@ def test_oom(machine):
         shell(machine, name, f"echo {shrink} >{PARAMETERS}/balloon_shrink; echo {oom} >{PARAMETERS}/balloon_oom")
         ended, killed, d = hogs(machine, name, 32)
         assert ended == 5 and killed == 0
-        assert (d["deflated_shrinker"] == 0) <= (shrink == 0 or oom == 1) and (d["deflated_oom"] > 0) <= (oom == 1)
-        assert d["deflated_shrinker"] + d["deflated_oom"] >= 8 * PAGES
+        by = {"shrink": d["deflated_shrinker"], "oom": d["deflated_oom"]}
+        assert sum(by.values()) >= 8 * PAGES and (shrink or not by["shrink"]) and (oom or not by["oom"]), by
         shell(machine, name, set_to % 0)
         wait(lambda: kb(machine, name, "balloon") == 240 * MIB) # after a rest
         machine.metrics()
@@ -335,6 +336,7 @@ def test_unloading_gives_all_back(machine):
 def test_reset_reboot_and_kexec(machine):
     """Three ways to another kernel, at once. The console's reset and the guest's own empty the balloon; before a kexec, which
     resets nothing, the driver does. Targets stay, and the next driver follows them."""
+    balloon(machine, "gamma", 128) # a kernel to start may be half of what MemTotal says at most
     with Attached(machine, "gamma") as guest:
         guest.shell("true")
         machine.send('/kexec/kexec /kexec/vmlinuz /kexec/initrd.img "$(cat /proc/cmdline) second=1"\n')
@@ -353,11 +355,11 @@ def test_reset_reboot_and_kexec(machine):
         wait_up(machine, name)
         works(machine, name)
     wait(lambda: "second=1" in shell(machine, "gamma", "cat /proc/cmdline", 600), 600)
-    wait(lambda: driver(machine, "gamma")["pages"] == 240 * PAGES, 300)
+    wait(lambda: driver(machine, "gamma")["pages"] == 128 * PAGES, 300)
     s = show(machine, "gamma")
     # The kernel before left nothing in it that this one would have written to or given a second time.
-    assert s["balloon"] == f"{240 * MIB} kB" and s["balloon-returned"] == "0 kB", s
-    assert driver(machine, "gamma")["inflated"] == 240 * PAGES
+    assert s["balloon"] == f"{128 * MIB} kB" and s["balloon-returned"] == "0 kB", s
+    assert driver(machine, "gamma")["inflated"] == 128 * PAGES
     for name in NAMES:
         healthy(machine, name)
     machine.metrics()
