@@ -293,11 +293,12 @@ class Stress:
 
     # --- The course ---
 
-    def run(self, seconds):
+    def run(self, seconds, steps=1 << 30):
+        """For so long, and for so many steps at most."""
         end = time.time() + seconds
         names, weights = list(self.actions), list(self.actions.values())
         n = 0
-        while time.time() < end:
+        while time.time() < end and n < steps:
             getattr(self, "do_" + self.random.choices(names, weights)[0])()
             time.sleep(self.random.uniform(0, self.pace))
             n += 1
