@@ -89,7 +89,7 @@ static void split_all(struct fusion_vm *f)
         if (is_short && n >= LOOKS_WHILE_SHORT)
             return;
         if (n % SPLITS_AT_ONCE == SPLITS_AT_ONCE - 1)
-            fiber_yield();
+            fiber_give_way();
     }
 }
 
@@ -116,7 +116,7 @@ static void scan_some(struct fusion_vm *f, uint64_t pages)
             fusion_work(f, entries, count);
         fusion_count(&f->count.scanned, count);
         fusion_count(&f->count.ticks, time_tsc() - began);
-        fiber_yield();
+        fiber_give_way();
     }
 }
 
@@ -190,7 +190,7 @@ static void collapse_some(struct fusion_vm *f)
         check_range(f, n);
         fusion_count(&f->count.ticks, time_tsc() - began);
         checked++;
-        fiber_yield();
+        fiber_give_way();
     }
 }
 
