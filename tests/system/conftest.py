@@ -16,7 +16,7 @@ def pytest_collection_modifyitems(config, items):
     """The slow matrices are no part of `make test`: left out, not skipped."""
     if config.getoption("--full"):
         return
-    slow = [x for x in items if x.path.name == "test_matrix.py"]
+    slow = [x for x in items if x.path.name in ("test_matrix.py", "test_debian_driver_smp.py")]
     config.hook.pytest_deselected(items=slow)
     items[:] = [x for x in items if x not in slow]
 
