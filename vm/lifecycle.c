@@ -236,7 +236,6 @@ static void power_off(struct vm *vm, enum vm_state state)
 {
     freeze(vm);
     vm->request = VM_REQUEST_NONE;
-    vm->state = state;
     for (unsigned i = 0; i < vm->vcpu_count; i++) {
         vm->vcpus[i]->waiting_memory = false;
         kvm_guest_reset(vm->vcpus[i]); // its pins end before the memory does
@@ -248,6 +247,7 @@ static void power_off(struct vm *vm, enum vm_state state)
     else
         vm->held_back = 0;
     vm_memory_destroy(vm);
+    vm->state = state; // who sees that it is stopped finds its frames free
 }
 
 // overcommit = off: all that the VM may touch has to be there.
