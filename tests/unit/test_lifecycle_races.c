@@ -249,6 +249,30 @@ uint64_t frames_free(void)
     return 500;
 }
 
+static int64_t held; // frames_hold()
+
+void frames_hold(int64_t count)
+{
+    held += count;
+    assert_true(held >= 0);
+}
+
+struct sched_times sched_times(const struct sched_entity *e)
+{
+    return (struct sched_times){e->run_ticks, e->wait_ticks, e->sleep_ticks};
+}
+
+void sched_count_sleep(struct sched_entity *e, bool counts)
+{
+    e->off = !counts;
+}
+
+// Its pins end before the memory does, while no vCPU runs.
+void kvm_guest_reset(struct vcpu *v)
+{
+    check_out(v->vm);
+}
+
 void sched_set_affinity(struct sched_entity *e, uint64_t cpu_mask)
 {
     e->cpu_mask = cpu_mask;
@@ -539,6 +563,7 @@ static void end_world(void)
         if (vms[n] != NULL)
             do_now(n, DESTROY);
     assert_int_equal(objects, 0);
+    assert_int_equal(held, 0);
 }
 
 // --- Tests ---
