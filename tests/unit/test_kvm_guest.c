@@ -22,7 +22,7 @@
 
 #define A 0
 #define B 1
-#define P UINT64_C(600)  // in a range that is all RAM
+#define P UINT64_C(600) // in a range that is all RAM
 
 #define STEAL KVM_MSR_STEAL_TIME
 #define EOI   KVM_MSR_PV_EOI
