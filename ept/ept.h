@@ -180,9 +180,9 @@ static inline bool ept_fetch_needs_split(const struct ept_leaf *leaf)
 int ept_test_clear_dirty(struct ept *ept, gfn_t gfn, bool *dirty);
 
 // Calls visit for every present leaf from *next on, at most `budget` of them; updates *next. gfn is
-// the leaf's first, or *next when that lies inside a large leaf. EPT_EMPTY_PER_LEAF empty entries cost
-// one of the budget, so the work is bounded too. Returns 0 at the end, E_AGAIN when the budget is
-// spent. No lock is taken: the VM must not run, and nobody else may change its tables. visit may
+// the leaf's first, or *next when that lies inside a large leaf. EPT_EMPTY_PER_LEAF empty entries
+// cost one of the budget, so the work is bounded too. Returns 0 at the end, E_AGAIN when the budget
+// is spent. No lock is taken: the VM must not run, and nobody else may change its tables. visit may
 // unmap the leaf, and let other fibers run.
 #define EPT_EMPTY_PER_LEAF 32u
 int ept_for_each(struct ept *ept, gfn_t *next, unsigned budget,

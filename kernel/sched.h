@@ -119,8 +119,8 @@ struct fiber *fiber_create(const char *name, void (*function)(void *), void *arg
 struct fiber *fiber_current(void);
 // Lets others run. No lock may be held. Returns possibly on another CPU.
 void fiber_yield(void);
-// The same for a fiber with much to do: it goes on as an equal of those that wait, also where it had
-// time to its credit for having slept (up to a slice, in which plain yields come back at once).
+// The same for a fiber with much to do: it goes on as an equal of those that wait, also where it
+// had time to its credit for having slept (up to a slice, in which plain yields come back at once).
 void fiber_give_way(void);
 // Sleeps until TSC `deadline` or fiber_wake().
 void fiber_sleep_until(uint64_t deadline);

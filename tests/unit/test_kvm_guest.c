@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // sources: tests/unit/fusion_world.c tests/unit/fusion_guest.c tests/unit/fusion_check.c
-// sources: vm/memory.c vm/ballooned.c vm/kvm_guest.c
+// sources: vm/memory.c vm/ballooned.c vm/shortage.c vm/kvm_guest.c
 // sources: balloon/pages.c
 // sources: fusion/backoff.c fusion/budget.c fusion/control.c fusion/fuse.c fusion/index.c
 // sources: fusion/index_table.c fusion/intake.c fusion/members.c fusion/page_general.c
@@ -31,7 +31,6 @@ static struct vcpu vcpu[VM_CPUS_MAX];
 
 // --- The rooms around ---
 
-const struct vm_platform_ops *vm_platform;
 static uint8_t *eoi_byte[VM_CPUS_MAX];
 static unsigned eoi_byte_calls;
 static struct {
@@ -40,11 +39,6 @@ static struct {
     uint8_t vector;
     bool nmi;
 } ipi;
-
-void vm_commitment(struct vm_commitment *out)
-{
-    *out = (struct vm_commitment){.left = UINT64_MAX};
-}
 
 void vm_arm_timers(struct vm *vm, struct vcpu *v)
 {

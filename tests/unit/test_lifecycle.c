@@ -33,7 +33,7 @@ static unsigned stubborn;   // looks at vcpu_is_out() until it says so
 static unsigned forgotten;  // VMs whose memory is no more
 static unsigned policy_for; // number of vCPUs that CPUID shows
 static bool load_fails;
-static int64_t held;      // frames_hold()
+static int64_t held;     // frames_hold()
 static char events[256]; // s: asked to stop, w: waited, r: reset, a: let go, M: memory, m: gone
 static jmp_buf idle;
 static void (*service_function)(void *);
