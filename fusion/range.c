@@ -65,7 +65,8 @@ static bool still_ours(const struct side *s)
            none_pinned(s->frame);
 }
 
-// `same`: only when the version is the one noted.
+// `same`: only when the version is the one noted. A range with a pinned page stays private: who
+// unpins it counts on that (vm/memory.c). Whoever pins one later makes it private first.
 static bool protect(struct side *s, bool same)
 {
     struct ept *ept = &s->f->vm->ept;
@@ -74,6 +75,7 @@ static bool protect(struct side *s, bool same)
     uint32_t now = version_of(s->frame);
     bool good = is_large(&leaf, EPT_KIND_PRIVATE, s->frame) &&
                 (leaf.permissions & EPT_WRITE) != 0 && (!same || now == s->version) &&
+                none_pinned(s->frame) &&
                 ept_protect(ept, s->gfn, READ_ONLY, EPT_KIND_CANDIDATE) == 0;
     s->version = now;
     ept_unlock_gfn(ept, s->gfn);

@@ -340,6 +340,67 @@ static void a_named_page_stays(void **state)
     finish();
 }
 
+static void let_go(void)
+{
+    assert_int_equal(wr(0, STEAL, 0), 0);
+}
+
+static void take_again(void)
+{
+    assert_int_equal(wr(0, STEAL, at(P) | 1), 0);
+}
+
+static void move_on(void)
+{
+    assert_int_equal(wr(0, STEAL, at(P + 1) | 1), 0);
+}
+
+// A large page with a named one in it is no candidate; nor does it become one while a hint of it,
+// or of its equal in another VM, is under way and the guest names pages of it and lets go of them.
+static void named_in_a_large_page(void **state)
+{
+    (void)state;
+    static void (*const actions[])(void) = {let_go, take_again, move_on};
+    static const enum world_point points[] = {POINT_SHOOTDOWN, POINT_SHOT, POINT_GFN_LOCK,
+                                              POINT_HASH};
+    unsigned happened = 0;
+    for (unsigned i = 0; i < ARRAY_SIZE(actions) * ARRAY_SIZE(points) * 3 * 4; i++) {
+        void (*action)(void) = actions[i % 3];
+        enum world_point point = points[i / 3 % 4];
+        unsigned n = 1 + i / 12 % 3;
+        bool named = i / 36 % 2 != 0, by_other = i / 72 != 0;
+        start(2);
+        for (unsigned k = 0; k < 2; k++) {
+            world.vm[k].config.large_pages = VM_LARGE_EAGER;
+            for (unsigned g = 0; g < 512; g++)
+                fill(1, k, 512 + g, 1 + g * 1000);
+            world_leave(1);
+            assert_int_equal(leaf_of(k, P).level, EPT_2M);
+        }
+        // Fusor writes zeros into the area, and the version: B has it, too.
+        if (named) {
+            take_again();
+            remember(P);
+            for (unsigned o = 0; o < PAGE_SIZE; o += 8)
+                store(0, B, P, o, *(uint64_t *)(world_model(A, P) + o));
+            world_leave(0);
+        }
+        hint_range(by_other ? A : B, 512);
+        world_at(point, n, 3, action);
+        uint64_t entry = FUSOR_ENTRY(512, 1, 9);
+        world_use(0);
+        assert_int_equal(fusion_hint(&world.vm[by_other ? B : A], &entry, 1), 1);
+        happened += world_pending() == 0;
+        assert_int_equal(pins(P), rd(0, STEAL) == (at(P) | 1));
+        assert_int_equal(pins(P + 1), rd(0, STEAL) == (at(P + 1) | 1));
+        remember(P);
+        remember(P + 1);
+        world_check_contents();
+        finish();
+    }
+    assert_in_range(happened, 80, UINT32_MAX);
+}
+
 static void fused_and_ballooned_pages(void **state)
 {
     (void)state;
@@ -501,6 +562,7 @@ int main(void)
         cmocka_unit_test(time_is_told),
         cmocka_unit_test(flushes_are_asked_for),
         cmocka_unit_test(a_named_page_stays),
+        cmocka_unit_test(named_in_a_large_page),
         cmocka_unit_test(fused_and_ballooned_pages),
         cmocka_unit_test(without_frames),
         cmocka_unit_test(reset_switches_off),
