@@ -409,6 +409,10 @@ static int write_base(struct lapic *l, uint64_t value)
         return E_INVAL; // back to xAPIC only through disabled
     if (before == 0 && after == mode)
         return E_INVAL; // to x2APIC only from xAPIC
+    // What is in service is forgotten: no word of it shall stay in the guest's memory, for it would
+    // keep the EOI of a later interrupt from being given here.
+    if (after != mode)
+        lapic_disarm_eoi(l);
     // Bit 8 tells who the bootstrap processor is and stays.
     l->base_msr = (l->base_msr & ~mode) | after;
     if (after == mode) {

@@ -132,6 +132,29 @@ static void resets_disarm(void **state)
     assert_null(lapic.eoi_byte);
 }
 
+// Whoever switches the LAPIC off in a handler and on again must not find the old word there: the
+// next interrupt may need its EOI.
+static void switched_off_and_on(void **state)
+{
+    (void)state;
+    start_pv();
+    deliver(APIC_FIXED, 0x41, false);
+    accept(0x41, true);
+    assert_int_equal(byte, 1);
+    assert_int_equal(lapic_write_msr(&lapic, BASE, LAYOUT_LAPIC), 0);
+    assert_int_equal(byte, 0);
+    assert_false(lapic.eoi_armed);
+    lapic_settle_eoi(&lapic);
+    assert_int_equal(lapic_write_msr(&lapic, BASE, LAYOUT_LAPIC | (X2APIC & ~0x400u)), 0);
+    assert_int_equal(lapic_write_msr(&lapic, BASE, LAYOUT_LAPIC | X2APIC), 0);
+    assert_int_equal(lapic_write_msr(&lapic, 0x80f, 0x1ff), 0);
+    deliver(APIC_FIXED, 0x42, true);
+    accept(0x42, false);
+    assert_int_equal(byte, 0);
+    assert_int_equal(lapic_write_msr(&lapic, 0x80b, 0), 0);
+    assert_int_equal(eoi_count, 1);
+}
+
 // --- A guest: handlers run with interrupts off; between the exits nobody looks at the LAPIC ---
 
 struct guest {
@@ -266,6 +289,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(by_memory),         cmocka_unit_test(not_armed),
         cmocka_unit_test(arrivals_are_told), cmocka_unit_test(resets_disarm),
+        cmocka_unit_test(switched_off_and_on),
         cmocka_unit_test(same_as_without),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
