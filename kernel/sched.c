@@ -232,8 +232,8 @@ static int choose_cpu(const struct sched_entity *e)
     return worst;
 }
 
-// Lock held. The time since `since` that counts as sleep.
-static uint64_t slept(const struct sched_entity *e, uint64_t now)
+// Lock held. The time since `since`, which it was blocked or waited, as far as it counts.
+static uint64_t idle_time(const struct sched_entity *e, uint64_t now)
 {
     return e->off || e->dead ? 0 : now - e->since;
 }
@@ -244,7 +244,7 @@ static void make_runnable(struct sched_entity *e, uint64_t now)
     e->state = SCHED_RUNNABLE;
     if (e->group != NULL)
         set_active(e->group, e->group->active + 1, now);
-    e->sleep_ticks += slept(e, now);
+    e->sleep_ticks += idle_time(e, now);
     e->since = now;
     e->wake_deadline = UINT64_MAX;
     // A sleeper does not save up time: it may be ahead of the others by one slice at most.
@@ -277,9 +277,12 @@ static bool ask_to_yield(int cpu)
 void sched_count_sleep(struct sched_entity *e, bool counts)
 {
     spin_lock(&sched_lock);
+    uint64_t now = time_tsc();
     if (e->state == SCHED_BLOCKED) {
-        uint64_t now = time_tsc();
-        e->sleep_ticks += slept(e, now);
+        e->sleep_ticks += idle_time(e, now);
+        e->since = now;
+    } else if (e->state == SCHED_RUNNABLE) {
+        e->wait_ticks += idle_time(e, now);
         e->since = now;
     }
     e->off = !counts;
@@ -294,9 +297,9 @@ struct sched_times sched_times(const struct sched_entity *e)
     if (e->state == SCHED_RUNNING)
         t.run += now - e->since;
     else if (e->state == SCHED_RUNNABLE)
-        t.wait += now - e->since;
+        t.wait += idle_time(e, now);
     else
-        t.sleep += slept(e, now);
+        t.sleep += idle_time(e, now);
     spin_unlock(&sched_lock);
     return t;
 }
@@ -492,7 +495,7 @@ static uint64_t start(struct sched_entity *e, uint32_t cpu, uint64_t now)
         e->load_before = e->group->load;
     }
     e->spun = false;
-    e->wait_ticks += now - e->since;
+    e->wait_ticks += idle_time(e, now);
     e->since = now;
     e->state = SCHED_RUNNING;
     e->wake_pending = false;

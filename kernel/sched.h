@@ -55,7 +55,7 @@ struct sched_entity {
     uint64_t run_ticks;     // sum of time on a CPU
     uint64_t wait_ticks;    // sum of time runnable without a CPU, also because of a cap
     uint64_t sleep_ticks;   // sum of time blocked while that counts
-    bool off;               // blocked time does not count (sched_count_sleep)
+    bool off;               // blocked and waiting time does not count (sched_count_sleep)
     uint64_t since;         // TSC of the last state change
     uint64_t wake_deadline; // TSC, UINT64_MAX for none
     // Runs the entity on this CPU until `until` (TSC) or until it has nothing to do. Interrupts are
@@ -71,8 +71,8 @@ void sched_add(struct sched_entity *e);
 // Takes it away for good; it must be blocked or dead by its owner's doing. Returns E_BUSY while it
 // runs.
 int sched_remove(struct sched_entity *e);
-// Whether the time that it is blocked counts from now on: not while the VM it belongs to is
-// stopped. It does at first.
+// Whether the time that it is blocked, or waits for a CPU, counts from now on: not while the VM it
+// belongs to is stopped. It does at first.
 void sched_count_sleep(struct sched_entity *e, bool counts);
 // Its times up to now: what the sums have and what it has been doing since its last change. Their
 // sum grows as time does while it counts.

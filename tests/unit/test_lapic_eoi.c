@@ -287,10 +287,9 @@ static void same_as_without(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(by_memory),         cmocka_unit_test(not_armed),
-        cmocka_unit_test(arrivals_are_told), cmocka_unit_test(resets_disarm),
-        cmocka_unit_test(switched_off_and_on),
-        cmocka_unit_test(same_as_without),
+        cmocka_unit_test(by_memory),           cmocka_unit_test(not_armed),
+        cmocka_unit_test(arrivals_are_told),   cmocka_unit_test(resets_disarm),
+        cmocka_unit_test(switched_off_and_on), cmocka_unit_test(same_as_without),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1313,6 +1313,40 @@ static void test_remove(void **state)
     finish();
 }
 
+// A VM is stopped while its vCPU waits for a CPU: what it has waited counts, what it waits then and
+// what a wake-up costs meanwhile does not, so that its guest is told of no time stolen while its
+// clock stood still.
+static void test_stopped_while_it_waits(void **state)
+{
+    (void)state;
+    for (unsigned runs = 0; runs <= 1; runs++) { // while it is stopped
+        start(1);
+        struct actor *hog = actor(NEVER, 0);
+        struct actor *w = actor(100 * US, NEVER);
+        sched_wake(&hog->e);
+        simulate(20 * MS);
+        sched_wake(&w->e);
+        assert_int_equal(w->e.state, SCHED_RUNNABLE);
+        fake_tsc += 3 * MS;
+        sched_count_sleep(&w->e, false);
+        struct sched_times stopped = sched_times(&w->e);
+        assert_near(stopped.wait, 3 * MS, 10 * US);
+        if (runs != 0)
+            simulate(50 * MS);
+        else
+            fake_tsc += 5 * MS;
+        assert_int_equal(w->runs, runs);
+        struct sched_times t = sched_times(&w->e);
+        assert_int_equal(t.wait, stopped.wait);
+        assert_int_equal(t.sleep, stopped.sleep);
+        sched_count_sleep(&w->e, true);
+        t = sched_times(&w->e);
+        assert_near(t.wait, stopped.wait, 10 * US);
+        assert_near(t.sleep, stopped.sleep, 10 * US);
+        finish();
+    }
+}
+
 // Run, wait and sleep are all of an entity's time, at any moment, but for what does not count.
 static void test_times_add_up(void **state)
 {
@@ -1331,7 +1365,7 @@ static void test_times_add_up(void **state)
         simulate((round * 37 % 23) * 100 * US);
         for (unsigned i = 0; i < 6; i++) {
             struct sched_entity *e = &a[i]->e;
-            if (round % 50 != 10 + i || e->state != SCHED_BLOCKED)
+            if (round % 50 != 10 + i || e->state == SCHED_RUNNING)
                 continue;
             sched_count_sleep(e, false);
             fake_tsc += (round % 5) * US;
@@ -1473,6 +1507,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_affinity_does_not_starve),
         cmocka_unit_test(test_remove),
         cmocka_unit_test(test_times_add_up),
+        cmocka_unit_test(test_stopped_while_it_waits),
         cmocka_unit_test(test_exit),
         cmocka_unit_test(test_random),
     };
