@@ -82,7 +82,10 @@ static bool let_go(struct vm *vm)
     vm_commitment(&c);
     if (promised(&c) <= c.total)
         return true;
-    atomic_fetch_add(&vm->held_back, n);
+    // Back to what it was, not beyond: a write to the balloon may have raised it meanwhile.
+    uint64_t now = vm->held_back;
+    while (!atomic_compare_exchange_weak(&vm->held_back, &now, MAX(now, MIN(now + n, held))))
+        ;
     return false;
 }
 

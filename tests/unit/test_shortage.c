@@ -149,6 +149,14 @@ static void another_takes_the_rest(void)
     vms[1].held_back -= 512;
 }
 
+static void another_writes_to_the_balloon(void)
+{
+    another_takes_the_rest();
+    vms[0].account.ballooned = 700;
+    vm_hold_back(&vms[0]);
+    assert_int_equal(vms[0].held_back, 700);
+}
+
 // Pages that left the balloon unasked come back as far as nobody was promised them, once.
 static void test_held_back(void **state)
 {
@@ -179,6 +187,14 @@ static void test_held_back(void **state)
     assert_int_equal(vms[0].held_back, 1000);
     vm_commitment(&c);
     assert_int_equal(c.left, 0);
+    // Nor is more held back than was promised when another vCPU writes to the balloon meanwhile.
+    snapshots = 0;
+    vms[1].held_back += 512;
+    between = another_writes_to_the_balloon;
+    assert_false(vm_may_grow(&vms[0]));
+    assert_null(between);
+    assert_int_equal(vms[0].held_back, 1000);
+    vms[0].account.ballooned = 0;
     // It is in two steps that it gets 600.
     total_frames += 600;
     vms[0].account.private_frames += 500;
