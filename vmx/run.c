@@ -155,6 +155,20 @@ static bool look_around(struct vcpu *v, uint64_t now, enum sched_next *next)
     return false;
 }
 
+// Is the exit that cannot be finished the one of the last wait? Notes it for the next time.
+static bool same_exit(struct vcpu *v)
+{
+    struct vcpu_wait now = {
+        .rip = vmcs_read(VMCS_GUEST_RIP),
+        .address = vmcs_read(VMCS_GUEST_PHYSICAL_ADDRESS),
+        .reason = vmcs_read32(VMCS_EXIT_REASON),
+    };
+    bool same =
+        now.rip == v->wait.rip && now.address == v->wait.address && now.reason == v->wait.reason;
+    v->wait = now;
+    return same;
+}
+
 static uint64_t count_exits(const struct vcpu *v)
 {
     uint64_t sum = 0;
@@ -164,9 +178,15 @@ static uint64_t count_exits(const struct vcpu *v)
 }
 
 // The last exit could not be finished: no frame.
+//
+// That there was one exit since the retry began does not say yet that the guest executed nothing:
+// what it waited for may have been settled without it (`vm fusion off` makes pages its own), so
+// that it went on, looked at the time, and needs another frame now.
 static void begin_wait(struct vcpu *v)
 {
-    v->nothing_ran = v->retries_memory && v->retry_quiet && count_exits(v) == v->retry_exits + 1;
+    bool same = same_exit(v);
+    v->nothing_ran =
+        same && v->retries_memory && v->retry_quiet && count_exits(v) == v->retry_exits + 1;
     v->waiting_memory = true;
     v->ops->wait_memory(v, true);
 }

@@ -134,6 +134,10 @@ struct vcpu {
     bool retry_quiet;     // so far this retry has brought the guest no event and no timer
     bool nothing_ran;     // with waiting_memory: the guest has executed nothing since it waited
     uint64_t retry_exits; // all exits before it
+    struct vcpu_wait {    // the exit that could not be finished last
+        uint64_t rip, address;
+        uint32_t reason;
+    } wait;
     bool halted;
     bool parked; // waits for a STARTUP IPI
 
