@@ -175,7 +175,7 @@ static void memory_destroy(struct vm *vm)
         return;
     atomic_store(&f->active, false);
     while (atomic_load(&f->users) != 0)
-        fiber_yield();
+        fiber_give_way(); // they need the CPU
     free_tables(f);
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // `trace`: what every CPU did last.
 #include "kernel/error.h"
+#include "kernel/sched.h"
 #include "kernel/trace.h"
 #include "shell/command.h"
 #include "shell/config_value.h"
@@ -41,8 +42,10 @@ static int run_show(struct command_context *c, int argc, char **argv)
                              TRACE_RECORDS * MAX_CPUS);
     if (trace_read_begin(&reader, (unsigned)most) == 0)
         command_print(c, "nothing was recorded, `trace on` begins\n");
-    while (trace_next(&reader, line, sizeof(line)))
+    while (trace_next(&reader, line, sizeof(line))) {
         command_print(c, "%s\n", line);
+        fiber_give_way(); // as `log`; nothing is recorded meanwhile
+    }
     trace_read_end();
     return 0;
 }
