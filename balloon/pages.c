@@ -20,6 +20,7 @@
 #include "kernel/error.h"
 #include "kernel/memory.h"
 #include "vm/ballooned.h"
+#include "vm/reserve.h"
 
 #define RANGE_PAGES 512u
 #define RANGE_ORDER 9u
@@ -168,9 +169,7 @@ static void finish(struct batch *b)
             freed += UINT64_C(1) << order;
         }
     }
-    uint64_t taken = vm->reserve_taken;
-    while (!atomic_compare_exchange_weak(&vm->reserve_taken, &taken, taken - MIN(taken, freed)))
-        ;
+    reserve_repay(vm, freed);
 }
 
 // The entries were taken: marks them. One that another vCPU has given at the same time, or that the

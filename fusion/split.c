@@ -152,11 +152,12 @@ static bool settle(struct fusion_vm *f, gfn_t gfn, const struct ept_leaf *leaf, 
     return true;
 }
 
-static int take_frame(struct fusion_vm *f, unsigned flags, hfn_t *fresh)
+static int take_frame(struct fusion_vm *f, unsigned flags, hfn_t *fresh, enum reserve_share *share)
 {
+    *share = RESERVE_NONE;
     if (frame_alloc(FRAME_FUSOR, 0, 0, NULL, fresh) == 0)
         return 0;
-    return (flags & FRAME_RESERVE) != 0 ? reserve_for_split(f->vm, fresh) : E_NOMEM;
+    return (flags & FRAME_RESERVE) != 0 ? reserve_for_split(f->vm, fresh, share) : E_NOMEM;
 }
 
 // As split_gfn; `expected` is what the leaf looked like without the lock.
@@ -166,6 +167,7 @@ static int make_private(struct fusion_vm *f, gfn_t gfn, const struct ept_leaf *e
     struct ept_leaf leaf = *expected;
     struct ept *ept = &f->vm->ept;
     hfn_t fresh = {0};
+    enum reserve_share share = RESERVE_NONE;
     bool allocated = false, used = false, done = false;
     int status = 0;
     while (!done && status == 0) {
@@ -173,7 +175,7 @@ static int make_private(struct fusion_vm *f, gfn_t gfn, const struct ept_leaf *e
         if (is_shared(&leaf, EPT_2M)) {
             status = fusion_make_small(f->vm, gfn);
         } else if (small && !allocated && sharers(frame_at(leaf.frame)) != 1) {
-            status = take_frame(f, flags, &fresh);
+            status = take_frame(f, flags, &fresh, &share);
             allocated = status == 0;
         }
         if (status != 0)
@@ -187,10 +189,12 @@ static int make_private(struct fusion_vm *f, gfn_t gfn, const struct ept_leaf *e
         }
         ept_unlock_gfn(ept, gfn);
     }
-    if (used)
+    if (used) {
         count_split(f, gfn, reason, time_tsc());
-    else if (allocated)
+    } else if (allocated) {
         frame_free(fresh, 0, NULL);
+        reserve_return(f->vm, share);
+    }
     return status;
 }
 

@@ -46,10 +46,19 @@ static uint64_t collect(void)
     return came;
 }
 
+// What has to stay in the buddy. Of the reserve a quarter is left by everybody but FRAME_RESERVE,
+// for page tables and what the operator does next.
+static uint64_t floor_for(unsigned flags)
+{
+    if ((flags & FRAME_RESERVE) != 0)
+        return 0;
+    return (flags & FRAME_HELD) != 0 ? frames.reserve / 4 : frame_floor();
+}
+
 // One attempt, with the lock held.
 static uint32_t try_take(unsigned order, unsigned flags, bool *zeroed)
 {
-    uint64_t floor = (flags & FRAME_RESERVE) != 0 ? 0 : frame_floor();
+    uint64_t floor = floor_for(flags);
     bool from_pool = order == 0 && zero_count() != 0 && buddy_free() >= floor;
     *zeroed = from_pool && (flags & FRAME_ZEROED) != 0;
     if (*zeroed)

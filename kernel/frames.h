@@ -52,6 +52,7 @@ _Static_assert(sizeof(struct frame) == 32, "the frame table costs 32 bytes per 4
 enum frame_flags {
     FRAME_ZEROED = 1u << 0,  // the caller needs it zero-filled
     FRAME_RESERVE = 1u << 1, // may take from the reserve (EPT tables, splits, Fusor's own)
+    FRAME_HELD = 1u << 2,    // may take what is held, and all but a quarter of the reserve
 };
 
 struct frames_snapshot {
@@ -73,7 +74,7 @@ void frames_set_reserve(uint64_t count);
 uint64_t frames_reserve(void);
 // Grows whenever the reserve, of which something was taken, is full again.
 uint64_t frames_reserve_epoch(void);
-// `count` more frames than the reserve are for those who may take from it; negative: fewer. For
+// `count` more frames than the reserve are for FRAME_HELD and FRAME_RESERVE; negative: fewer. For
 // somebody whose frames are about to be freed and shall come back to it.
 void frames_hold(int64_t count);
 

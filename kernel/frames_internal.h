@@ -68,7 +68,7 @@ struct frames {
     struct frame *table;
     uint64_t limit; // frame numbers below it are in the table
     uint64_t reserve;
-    uint64_t held;                     // frames_hold(): as if the reserve were so much larger
+    _Atomic uint64_t held;             // frames_hold(): as if the reserve were so much larger
     _Atomic uint64_t reserve_epoch;    // how often the reserve was filled up
     _Atomic bool reserve_short;        // buddy_free < reserve + held
     _Atomic uint32_t snapshot_waiting; // readers that sections have to let through

@@ -152,13 +152,3 @@ enum ept_fault_result ballooned_read(struct vm *vm, gfn_t gfn)
     ept_unlock_gfn(&vm->ept, gfn);
     return EPT_FAULT_RETRY;
 }
-
-bool ballooned_credit(struct vm *vm)
-{
-    if (vm->balloon_target <= vm->account.ballooned || !vm->balloon_driver)
-        return false;
-    if (atomic_fetch_add(&vm->reserve_taken, 1) < BALLOON_RESERVE)
-        return true;
-    atomic_fetch_sub(&vm->reserve_taken, 1);
-    return false;
-}

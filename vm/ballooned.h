@@ -10,10 +10,6 @@
 
 #define BALLOONED_WORDS 8u // per 2 MiB range: 512 bits
 
-// Before a VM whose balloon target is not reached waits, it may have this many frames of the
-// reserve: its driver needs some memory to find pages it can give. What it gives counts against it.
-#define BALLOON_RESERVE 256u
-
 // Room for the bits, and the page of zeros. E_NOMEM.
 int ballooned_create(struct vm *vm);
 // The memory is gone, and with it the balloon.
@@ -49,13 +45,3 @@ unsigned ballooned_take(struct vm *vm, gfn_t gfn, unsigned pages);
 void ballooned_return(struct vm *vm, gfn_t gfn);
 // The guest reads one: shows it zeros.
 enum ept_fault_result ballooned_read(struct vm *vm, gfn_t gfn);
-
-// May a first touch take one frame more than the VM would get else, see BALLOON_RESERVE? It counts.
-bool ballooned_credit(struct vm *vm);
-// That frame was not there, or not needed after all.
-static inline void ballooned_uncredit(struct vm *vm)
-{
-    uint64_t taken = vm->reserve_taken;
-    while (taken != 0 && !atomic_compare_exchange_weak(&vm->reserve_taken, &taken, taken - 1))
-        ;
-}

@@ -324,12 +324,16 @@ static int resume(struct vm *vm, char *why)
 static int restart(struct vm *vm, char *why)
 {
     bool paused = vm->state == VM_PAUSED;
+    // After a reset that failed it has no memory, and what it had may be promised to others.
+    int status = vm->memory_present ? 0 : check_commitment(vm, why);
+    if (status != 0)
+        return status;
     // VMs that wait for memory shall not take what this one needs to begin anew.
     int64_t own = (int64_t)vm->account.private_frames;
     frames_hold(own);
     vm->restarting = true;
     power_off(vm, VM_STOPPED);
-    int status = power_on(vm, why);
+    status = power_on(vm, why);
     vm->restarting = false;
     frames_hold(-own);
     if (status != 0) {

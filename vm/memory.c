@@ -21,6 +21,7 @@
 #include "kernel/string.h"
 #include "vm/ballooned.h"
 #include "vm/layout.h"
+#include "vm/reserve.h"
 #include "vm/vm_object.h"
 
 #define RANGE_PAGES 512u
@@ -225,7 +226,7 @@ static int install(struct vm *vm, gfn_t gfn, hfn_t frame, unsigned permissions, 
     return ept_map(&vm->ept, gfn, frame, EPT_4K, permissions, EPT_KIND_PRIVATE);
 }
 
-// A zeroed frame for a first touch; *credit: ballooned_credit was taken for it. E_NOMEM.
+// A zeroed frame for a first touch; *credit: reserve_credit was taken for it. E_NOMEM.
 static int touch_alloc(struct vm *vm, gfn_t gfn, bool write, hfn_t *frame, bool *credit)
 {
     *credit = false;
@@ -233,15 +234,15 @@ static int touch_alloc(struct vm *vm, gfn_t gfn, bool write, hfn_t *frame, bool 
         vm_hold_back(vm);
     bool may = !vm_is_held_back(vm) || vm_may_grow(vm);
     // What a VM had is held for it while it restarts: that is beyond what others may take.
-    unsigned flags = FRAME_ZEROED | (vm->restarting ? FRAME_RESERVE : 0);
+    unsigned flags = FRAME_ZEROED | (vm->restarting ? FRAME_HELD : 0);
     if (may && frame_alloc(FRAME_PRIVATE, 0, flags, &vm->account, frame) == 0)
         return 0;
-    if (!ballooned_credit(vm))
+    if (!reserve_credit(vm))
         return E_NOMEM;
     *credit = true;
     int status = frame_alloc(FRAME_PRIVATE, 0, FRAME_ZEROED | FRAME_RESERVE, &vm->account, frame);
     if (status != 0)
-        ballooned_uncredit(vm);
+        reserve_return(vm, RESERVE_CREDIT);
     return status;
 }
 
@@ -269,7 +270,7 @@ static int populate(struct vm *vm, gfn_t gfn, unsigned permissions, bool write)
         if (status != 0)
             frame_free(frame, 0, &vm->account);
         if (status != 0 && credit)
-            ballooned_uncredit(vm);
+            reserve_return(vm, RESERVE_CREDIT);
         if (status == E_AGAIN) // the table went away under a promotion: look again
             continue;
         if (due && ept_features.page_2m && range_is_ram(vm, gfn))

@@ -6,25 +6,30 @@
 // commands and for page tables, no VM has it all, and once the parts are used up every VM waits for
 // the same frames: those beyond the reserve, which what is freed fills up first. When it is full
 // again the parts are, too.
+//
+// Beside that a VM whose balloon target is not reached has a credit, for splits and first touches:
+// its driver needs some memory to find pages it can give. What it gives counts against it.
+//
+// No function takes a lock or needs one.
 #pragma once
 
-#include "vm/ballooned.h"
-#include "vm/vm_object.h"
+#include "kernel/frames.h"
 
-// A frame in state FRAME_FUSOR for a split of the VM's, after none was found beyond the reserve.
-// E_NOMEM: the split has to wait.
-static inline int reserve_for_split(struct vm *vm, hfn_t *frame)
-{
-    uint64_t epoch = frames_reserve_epoch();
-    unsigned vms = vm_memories;
-    if (atomic_exchange(&vm->split_epoch, epoch) != epoch)
-        vm->split_taken = 0;
-    bool part = atomic_fetch_add(&vm->split_taken, 1) < frames_reserve() / 2 / MAX(vms, 1u);
-    bool credit = !part && ballooned_credit(vm);
-    if ((part || credit) && frame_alloc(FRAME_FUSOR, 0, FRAME_RESERVE, NULL, frame) == 0)
-        return 0;
-    if (credit)
-        ballooned_uncredit(vm);
-    atomic_fetch_sub(&vm->split_taken, 1);
-    return E_NOMEM;
-}
+struct vm;
+
+#define BALLOON_RESERVE 256u // frames of credit
+
+// What a frame was taken from.
+enum reserve_share { RESERVE_NONE, RESERVE_PART, RESERVE_CREDIT };
+
+// A frame in state FRAME_FUSOR for a split of the VM's, after none was found beyond the reserve,
+// and what it counts as. E_NOMEM: the split has to wait.
+int reserve_for_split(struct vm *vm, hfn_t *frame, enum reserve_share *share);
+// That frame was not there, or was not needed after all.
+void reserve_return(struct vm *vm, enum reserve_share share);
+
+// May a first touch take one frame more than the VM would get else? It counts, until it is
+// returned.
+bool reserve_credit(struct vm *vm);
+// The VM has given `count` frames: that much of its credit is there again.
+void reserve_repay(struct vm *vm, uint64_t count);

@@ -70,15 +70,14 @@ struct vm {
     _Atomic uint64_t balloon_returned; // pages that left the balloon because they were written to
     _Atomic uint64_t balloon_target;   // pages that the operator, or the policy, wants in it
     _Atomic bool balloon_driver;       // a driver has asked for the target since the last reset
-    _Atomic uint64_t reserve_taken;    // vm/ballooned.h
+    _Atomic uint64_t reserve_taken;    // of its credit at the reserve, vm/reserve.h
     // overcommit = off: so many pages were promised to others while they were in the balloon, and
     // may have left it unasked. vm/shortage.c
     _Atomic uint64_t held_back;
-    _Atomic uint64_t split_taken; // vm/reserve.h: frames of the reserve, since split_epoch
-    _Atomic uint64_t split_epoch;
-    _Atomic bool waits_said;    // vm/shortage.c: an episode of waiting for memory is under way
-    _Atomic uint64_t waited_at; // TSC: when a vCPU waited last
-    uint64_t wait_began;        // and when the episode began
+    _Atomic uint64_t split_part; // of the reserve, vm/reserve.c
+    _Atomic bool waits_said;     // vm/shortage.c: an episode of waiting for memory is under way
+    _Atomic uint64_t waited_at;  // TSC: when a vCPU waited last
+    uint64_t wait_began;         // and when the episode began
     _Atomic uint64_t rom_writes;
     _Atomic uint64_t promotions;
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // sources: tests/unit/fusion_world.c tests/unit/fusion_guest.c tests/unit/fusion_check.c
-// sources: vm/memory.c vm/ballooned.c vm/shortage.c
+// sources: vm/memory.c vm/ballooned.c vm/reserve.c vm/shortage.c
 // sources: balloon/pages.c
 // sources: fusion/backoff.c fusion/budget.c fusion/control.c fusion/fuse.c fusion/index.c
 // sources: fusion/index_table.c fusion/intake.c fusion/members.c fusion/page_general.c
@@ -14,6 +14,7 @@
 // What others may see of a VM and count on while pages of it come and go: a snapshot of metrics at
 // any moment, and with overcommit = off the memory that was promised to them.
 #include "balloon_world.h"
+#include "vm/reserve.h"
 
 // --- What a snapshot can see ---
 
