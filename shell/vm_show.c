@@ -112,6 +112,7 @@ void vm_show(struct command_context *c, const struct vm_info *info,
                   info->balloon_target != 0 && !info->balloon_driver ? " (pending: no driver)"
                                                                      : "");
     command_print(c, "balloon-returned: %llu kB\n", kib(info->balloon_returned));
+    command_print(c, "held-back: %llu kB\n", kib(info->held_back));
     command_print(c, "untouched: %llu kB\n", kib(info->untouched));
     show_report(c, &info->report);
     show_fusion(c, fusion);

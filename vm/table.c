@@ -146,6 +146,7 @@ static void fill(struct vm_info *info, struct vm *vm, uint64_t private_frames, u
     info->balloon = ballooned;
     info->balloon_target = vm->balloon_target;
     info->balloon_returned = vm->balloon_returned;
+    info->held_back = vm->held_back > ballooned ? vm->held_back - ballooned : 0;
     info->balloon_driver = vm->balloon_driver;
     uint64_t used = private_frames + shared + ballooned;
     info->untouched = info->configured > used ? info->configured - used : 0;

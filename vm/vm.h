@@ -32,6 +32,7 @@ struct vm_info {
     enum vm_state state;
     uint64_t configured, private_frames, shared, balloon, untouched;
     uint64_t balloon_target, balloon_returned;
+    uint64_t held_back; // of what left the balloon unasked, may not be touched yet
     bool balloon_driver;
     uint64_t table_frames;
     uint64_t run_ticks, wait_ticks, steal_ticks; // on a CPU, halted, runnable without a CPU

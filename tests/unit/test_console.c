@@ -567,10 +567,10 @@ static void test_vm_balloon(void **state)
 {
     (void)state;
     static const char *const none[] = {"balloon: 0 kB", "balloon-target: 0 kB",
-                                       "balloon-returned: 0 kB"};
+                                       "balloon-returned: 0 kB", "held-back: 0 kB"};
     static const char *const pending[] = {"balloon-target: 16384 kB (pending: no driver)"};
     static const char *const there[] = {"balloon: 8192 kB", "balloon-target: 16384 kB",
-                                        "balloon-returned: 12 kB"};
+                                        "balloon-returned: 12 kB", "held-back: 20 kB"};
     no_vms();
     create("a"); // of 64M, memory-min 32M
     expect_lines("vm show a", none, ARRAY_SIZE(none));
@@ -580,6 +580,7 @@ static void test_vm_balloon(void **state)
     vms[0].balloon_driver = true;
     vms[0].balloon = 2048;
     vms[0].balloon_returned = 3;
+    vms[0].held_back = 5;
     expect_lines("vm show a", there, ARRAY_SIZE(there));
     expect_error("vm balloon nobody 1M", "no VM is called \"nobody\", `vm list` shows all");
     expect_error("vm balloon a 12", "expected an integer with K, M or G, got \"12\"");

@@ -624,7 +624,12 @@ static void resets_keep_promises(void **state)
         assert_int_equal(left_to_promise(), all - pages + 300);
         assert_false(vm->restarting);
     }
+    struct vm_info info;
+    assert_int_equal(vm_get("alpha", &info), 0);
+    assert_int_equal(info.held_back, 300);
     vm->account.ballooned = 400; // its driver has given more than before
+    assert_int_equal(vm_get("alpha", &info), 0);
+    assert_int_equal(info.held_back, 0);
     assert_int_equal(vm_reset("alpha", why), 0);
     assert_int_equal(vm->held_back, 400);
     // With a kernel that cannot be loaded it has no memory, and promises nothing.
