@@ -136,8 +136,10 @@ def test_storms_starve_nobody(machine):
     time.sleep(3)
     ran, _, ticks = shares(machine, ["storm1", "storm2", "calm"])
     print("storm", ran, ticks)
-    # Its share of two CPUs is 0.67 of one. Halted vCPUs that wake up come a little before the others.
-    assert ran["calm"] > 0.5 * ticks, (ran, ticks)
+    # A third of what all three got: halted vCPUs that wake up come a little before the others. Of the time,
+    # 0.67 of a CPU without the console, switching, and how the engine counts the ticks of two CPUs.
+    assert ran["calm"] > 0.85 * sum(ran.values()) / 3, (ran, ticks)
+    assert ran["calm"] > 0.4 * ticks, (ran, ticks)
     assert machine.state("storm1") == machine.state("storm2") == "running"
     up = [uptime_ticks(machine) for _ in range(2)]
     hz = int(dict(x.split(": ", 1) for x in machine.command("host"))["tsc-hz"])
