@@ -6,7 +6,7 @@
 // sources: shell/line_editor.c shell/arguments.c shell/command.c shell/cmd_host.c shell/cmd_vm.c
 // sources: shell/attach.c shell/events.c shell/facts.c shell/autostart.c shell/metrics.c
 // sources: shell/metrics_print.c shell/cmd_fusion.c shell/cmd_trace.c shell/vm_show.c
-// kernel/trace.c
+// sources: kernel/trace.c
 #include "fake.h"
 #include "shell/config.h"
 #include "shell_fakes.h"
