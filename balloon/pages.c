@@ -20,6 +20,7 @@
 #include "kernel/error.h"
 #include "kernel/memory.h"
 #include "vm/ballooned.h"
+#include "vm/gfn_filter.h"
 #include "vm/reserve.h"
 
 #define RANGE_PAGES 512u
@@ -184,10 +185,10 @@ static void mark(struct vm *vm, const uint64_t *entries, unsigned count)
     }
 }
 
-// Finds what stands twice in a list, which `mark` would find too late. A bit per gfn modulo 1024
-// answers for pages, until there is a range.
+// Finds what stands twice in a list, which `mark` would find too late. The filter answers for
+// pages, until there is a range.
 struct seen {
-    uint64_t bits[16];
+    struct gfn_filter pages;
     bool ranges;
 };
 
@@ -199,12 +200,9 @@ static bool overlaps(uint64_t a, uint64_t b)
 
 static bool seen_before(struct seen *s, const uint64_t *entries, unsigned n)
 {
-    uint64_t gfn = entry_gfn(entries[n]).raw;
-    uint64_t *word = &s->bits[gfn >> 6 & 15];
-    uint64_t bit = UINT64_C(1) << (gfn & 63);
+    bool hit = gfn_filter_note(&s->pages, entry_gfn(entries[n]));
     s->ranges |= entry_pages(entries[n]) != 1;
-    bool hit = s->ranges || (*word & bit) != 0;
-    *word |= bit;
+    hit |= s->ranges;
     for (unsigned i = 0; hit && i < n; i++)
         if (overlaps(entries[i], entries[n]))
             return true;

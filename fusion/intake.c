@@ -11,6 +11,7 @@
 #include "kernel/memory.h"
 #include "kernel/string.h"
 #include "kernel/time.h"
+#include "vm/gfn_filter.h"
 
 // In the owner's byte of struct frame.flags while private: the index has, or had, an entry of this
 // version. Set without the gfn lock, possibly on a frame that is somebody else's by now: another
@@ -20,17 +21,10 @@
 
 #define RANGE_PAGES 512u
 
-// Finds gfns that stand twice in a chunk. A bit per gfn modulo 1024 answers nearly always.
-struct seen {
-    uint64_t bits[16];
-};
-
-static bool seen_before(struct seen *s, const struct fusion_chunk *chunk, gfn_t gfn)
+// Does gfn stand in the chunk already?
+static bool seen_before(struct gfn_filter *seen, const struct fusion_chunk *chunk, gfn_t gfn)
 {
-    uint64_t *word = &s->bits[gfn.raw >> 6 & 15];
-    uint64_t bit = UINT64_C(1) << (gfn.raw & 63);
-    bool hit = (*word & bit) != 0;
-    *word |= bit;
+    bool hit = gfn_filter_note(seen, gfn);
     for (unsigned i = 0; hit && i < chunk->count; i++)
         if (chunk->item[i].gfn.raw == gfn.raw)
             return true;
@@ -253,7 +247,7 @@ static void work_on_range(struct fusion_chunk *chunk, gfn_t first, unsigned clas
 int64_t fusion_work(struct fusion_vm *f, const uint64_t *entries, unsigned count)
 {
     struct fusion_chunk chunk; // its items are set one by one
-    struct seen seen = {0};
+    struct gfn_filter seen = {0};
     unsigned done = 0;
     chunk.self = f;
     chunk.count = 0;
