@@ -118,6 +118,7 @@ def received(machine, names):
 
 
 def converge(machine, names):
+    begin = uptime(machine)  # the first guest may have sent hints before the last one's driver is loaded
     load_drivers(machine, names)
     while received(machine, names) == 0:
         begin = uptime(machine)
