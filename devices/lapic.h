@@ -123,9 +123,9 @@ void lapic_set_cr8(struct lapic *l, uint64_t value);
 // --- Virtualized by the CPU (x2APIC mode) ---
 // All on the CPU that runs the vCPU, which is out of the guest.
 
-// TPR, ISR and IRR move to `page`, and back. `posted`: the CPU takes posted interrupts.
+// In x2APIC mode: TPR, ISR and IRR move to `page`. `posted`: the CPU takes posted interrupts.
 void lapic_virtual_begin(struct lapic *l, struct vapic *page, bool posted);
-void lapic_virtual_end(struct lapic *l);
+void lapic_virtual_end(struct lapic *l); // out of x2APIC mode
 // Moves what has arrived into the page's IRR. True when there was something.
 bool lapic_virtual_merge(struct lapic *l);
 // Highest vector in the page's IRR and ISR, 0: none; whether the first would be delivered to a
@@ -133,5 +133,3 @@ bool lapic_virtual_merge(struct lapic *l);
 uint8_t lapic_virtual_requested(const struct lapic *l);
 uint8_t lapic_virtual_in_service(const struct lapic *l);
 bool lapic_virtual_wakes(const struct lapic *l);
-// The CPU has cleared `vector` in ISR and exits because that is level-triggered.
-void lapic_virtual_eoi(struct lapic *l, uint8_t vector);

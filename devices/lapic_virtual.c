@@ -52,19 +52,10 @@ void lapic_virtual_begin(struct lapic *l, struct vapic *page, bool posted)
     lapic_update_pending(l);
 }
 
+// The way out of x2APIC mode resets the LAPIC (SDM vol. 3, 11.12.5), so there is nothing to move.
 void lapic_virtual_end(struct lapic *l)
 {
-    lapic_virtual_merge(l);
-    const struct vapic *page = l->vapic;
     l->vapic = NULL;
-    l->tpr = page->reg[VAPIC_TPR].value & 0xff;
-    for (unsigned i = 0; i < 8; i++) {
-        l->irr[i] = page->reg[VAPIC_IRR + i].value;
-        l->isr[i] = page->reg[VAPIC_ISR + i].value;
-        l->irr_words = (uint8_t)(l->irr_words | (l->irr[i] != 0) << i);
-        l->isr_words = (uint8_t)(l->isr_words | (l->isr[i] != 0) << i);
-    }
-    lapic_update_pending(l);
 }
 
 void lapic_virtual_clear(struct lapic *l)
@@ -100,10 +91,4 @@ bool lapic_virtual_merge(struct lapic *l)
             page->reg[VAPIC_IRR + i].value |=
                 __atomic_exchange_n(&page->posted.requests[i], 0, __ATOMIC_SEQ_CST);
     return true;
-}
-
-void lapic_virtual_eoi(struct lapic *l, uint8_t vector)
-{
-    if ((l->tmr[vector / 32] >> (vector % 32) & 1) != 0)
-        l->ops->eoi(l->context, vector);
 }

@@ -281,8 +281,8 @@ static void sync_apic(struct vm *vm, struct vcpu *v, struct vcpu_apic *apic)
 
 static void virtual_eoi(struct vm *vm, struct vcpu *v, uint8_t vector)
 {
-    (void)vm;
-    lapic_virtual_eoi(v->lapic, vector);
+    (void)v; // its LAPIC has cleared ISR by itself
+    end_of_interrupt(vm->platform, vector);
 }
 
 static int interrupt(struct vm *vm, struct vcpu *v, bool accept)

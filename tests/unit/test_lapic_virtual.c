@@ -198,7 +198,7 @@ static void guest_eoi(struct side *s)
     virtualize_ppr(s);
     if (test_bit(s->exit_bitmap, vector)) {
         leave(s);
-        lapic_virtual_eoi(l, vector);
+        side_eoi(s, vector);
     }
 }
 
@@ -356,9 +356,12 @@ static void random_step(unsigned *seed)
             both_base(ENABLE, 0);
             lapic_mmio_write(&plain.lapic, 0xf0, 0x1ff);
             lapic_mmio_write(&other.lapic, 0xf0, 0x1ff);
-            both_deliver(vector, false);
+            both_deliver(vector, rand_r(seed) % 3 == 0);
             if (rand_r(seed) % 2 == 0)
                 both_take();
+            uint8_t tpr = (uint8_t)(rand_r(seed) % 2 == 0 ? rand_r(seed) % 256 : 0);
+            guest_tpr(&plain, tpr);
+            guest_tpr(&other, tpr);
             both_base(X2APIC, 0);
         }
         break;
@@ -489,6 +492,9 @@ static void posts_once(void **state)
     other.notified = false;
     both_deliver(0x99, false);
     assert_false(other.notified);
+    uint64_t requests = 0; // the guest may see them before the CPU does
+    assert_int_equal(lapic_read_msr(&other.lapic, REG_MSR(0x22), &requests), 0);
+    assert_int_equal(requests, 2);
     enter(&other);
     assert_int_equal(other.rvi, 0x99);
     assert_true((other.page.reg[VAPIC_IRR + 2].value & 2) != 0);
@@ -505,6 +511,30 @@ static void a_reset_forgets_the_page(void **state)
     assert_null(other.lapic.vapic);
     assert_int_equal(lapic_pending(&other.lapic), -1);
     assert_false(lapic_x2apic(&other.lapic));
+    // The page is what it was; the next one to use it does not see that.
+    assert_true((other.page.reg[VAPIC_IRR + 2].value & 2) != 0);
+    guest_writes(&other, BASE, LAYOUT_LAPIC | 0x100 | X2APIC, 0);
+    enter(&other);
+    assert_int_equal(other.rvi, 0);
+    assert_int_equal(other.page.reg[VAPIC_IRR + 2].value, 0);
+}
+
+static void the_eoi_in_memory_is_settled_first(void **state)
+{
+    (void)state;
+    uint8_t byte = 0;
+    side_init(&other, true, true);
+    lapic_mmio_write(&other.lapic, 0xf0, 0x1ff);
+    other.lapic.eoi_byte = &byte;
+    const struct apic_message m = {.delivery = APIC_FIXED, .vector = 0x40, .assert_level = true};
+    lapic_deliver(&other.lapic, &m);
+    assert_int_equal(take(&other), 0x40);
+    assert_true(lapic_arm_eoi(&other.lapic, 0x40));
+    byte = 0; // the guest has ended it
+    guest_writes(&other, BASE, LAYOUT_LAPIC | 0x100 | X2APIC, 0);
+    enter(&other);
+    assert_false(other.lapic.eoi_armed);
+    assert_int_equal(other.svi, 0);
 }
 
 int main(void)
@@ -517,6 +547,7 @@ int main(void)
         cmocka_unit_test(wakes_if_deliverable),
         cmocka_unit_test(posts_once),
         cmocka_unit_test(a_reset_forgets_the_page),
+        cmocka_unit_test(the_eoi_in_memory_is_settled_first),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
