@@ -3,6 +3,7 @@
 
 #include <arch/ept.h>
 
+#include "fake/random.h"
 #include "kernel/heap.h"
 #include "kernel/init.h"
 #include "kernel/irq.h"
@@ -303,17 +304,6 @@ const struct vm_platform_ops *vm_platform = &platform;
 
 // --- The machine and its VMs ---
 
-static uint64_t drawn;
-
-static uint64_t draw(void)
-{
-    drawn += 0x9e3779b97f4a7c15;
-    uint64_t z = drawn;
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
-    z = (z ^ z >> 27) * 0x94d049bb133111eb;
-    return z ^ z >> 31;
-}
-
 struct frames_snapshot world_snapshot(void)
 {
     struct frames_snapshot s;
@@ -370,7 +360,7 @@ void world_start(uint64_t frames)
     vm_set_overcommit(true);
 
     // As fusion/start.c does; hooks can be registered once only.
-    page_ops_init(draw);
+    page_ops_init(random64);
     memset(fusion_vms, 0, sizeof(fusion_vms));
     assert_int_equal(index_init(frames), 0);
     if (!hooks_are_set) {
