@@ -3,6 +3,7 @@
 
 #include <arch/ept.h>
 
+#include "ept_cpus.h"
 #include "fake/random.h"
 #include "kernel/heap.h"
 #include "kernel/init.h"
@@ -331,17 +332,7 @@ void world_start(uint64_t frames)
     frames_set_reserve(0);
     frames_add(hfn(1), frames - 1, FRAME_FREE);
     heap_init();
-    memset(ept_cpus, 0, sizeof(ept_cpus));
-    memset(fake_invept_alls, 0, sizeof(fake_invept_alls));
-    ept_features = (struct ept_features){
-        .page_2m = true,
-        .page_1g = true,
-        .accessed_dirty = true,
-        .execute_only = true,
-        .invept_single = true,
-        .invept_all = true,
-        .large_executable_safe = true,
-    };
+    ept_cpus_start();
     for (unsigned n = 0; n < WORLD_VMS; n++)
         drop_model(n);
     memset(&world, 0, sizeof(world));
