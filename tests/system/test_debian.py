@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Two Debian guests on two CPUs in Bochs, and the scheduler. One boot, many checks."""
-import os
 import re
 import time
 
@@ -8,7 +7,6 @@ import pytest
 
 import fusor
 
-GUEST = os.path.join(fusor.BUILD, "guest")
 CMDLINE = "console=ttyS0 nokaslr tsc=reliable cryptomgr.notests"
 CONFIG = f"""\
 [host]
@@ -30,16 +28,9 @@ cmdline = "{CMDLINE} host=beta"
 
 @pytest.fixture(scope="module")
 def machine(bochs, tmp_path_factory):
-    directory = tmp_path_factory.mktemp("debian")
-    image = fusor.make_image(str(directory / "debian.img"), CONFIG, [
-        ("guests/bare.bin", fusor.BARE), ("guests/vmlinuz", os.path.join(GUEST, "vmlinuz")),
-        ("guests/initrd.img", os.path.join(GUEST, "initrd.img"))])
-    m = fusor.Machine(image, memory=1024, cpus=2, timeout=1800)
-    try:
-        yield m.wait_prompt(400)
-        assert m.power_off() == 0
-    finally:
-        m.close()
+    with fusor.running(tmp_path_factory.mktemp("debian"), CONFIG, fusor.BARE_FILES + fusor.DEBIAN_FILES, prompt=400,
+                       memory=1024, cpus=2, timeout=1800) as m:
+        yield m
 
 
 class Attached:
