@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 
 import fusor
+from debian_guest import CMDLINE, Attached
 
 SOURCE = os.path.join(os.path.dirname(__file__), "guest_load.c")
 LOADS = ("sleep 1 400", "pingpong 1 2000", "clock 1 100000", "tlb 4 300", "membarrier 4 300", "lock 8 2000",
@@ -41,7 +42,6 @@ def exits(machine, name):
 
 
 def main():
-    from test_debian import CMDLINE, Attached  # it needs pytest
     parser = argparse.ArgumentParser()
     parser.add_argument("--cpus", type=int, default=2)
     parser.add_argument("--vcpus", type=int, default=4)

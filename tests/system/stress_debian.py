@@ -8,7 +8,7 @@ import pexpect
 
 import fusor
 import stress
-from test_debian import CMDLINE, Attached
+from debian_guest import CMDLINE, Attached
 
 MEMORY_MB = 192
 BALLOON_PAGES = (64 << 20) // 4096

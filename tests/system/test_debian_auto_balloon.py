@@ -8,7 +8,7 @@ import re
 import pytest
 
 import fusor
-from test_debian import CMDLINE, uptime
+from debian_guest import CMDLINE, uptime
 from test_debian_balloon import MIB, healthy, shell, show, wait, wait_up
 
 CONFIG = "[host]\nfiles = \\guests\nauto-balloon = on\n" + "".join(f"""

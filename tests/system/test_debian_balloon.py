@@ -9,7 +9,7 @@ import time
 import pytest
 
 import fusor
-from test_debian import CMDLINE, Attached
+from debian_guest import CMDLINE, Attached
 from test_debian_fusion import healthy, wait_up
 
 NAMES = ["alpha", "beta", "gamma"]

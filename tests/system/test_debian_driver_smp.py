@@ -9,7 +9,7 @@ import time
 import pytest
 
 import fusor
-from test_debian import CMDLINE, Attached, uptime
+from debian_guest import CMDLINE, Attached, uptime
 from test_debian_fusion import DRIVER, healthy, wait_up
 
 NAMES = {"alpha": 4, "beta": 2}

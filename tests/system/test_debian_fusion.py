@@ -8,7 +8,7 @@ import time
 import pytest
 
 import fusor
-from test_debian import CMDLINE, Attached, uptime
+from debian_guest import CMDLINE, Attached, uptime
 
 NAMES = ["alpha", "beta", "gamma", "delta"]
 CONFIG = "[host]\nfiles = \\guests\n" + "".join(f"""

@@ -7,7 +7,7 @@ import pytest
 
 import fusor
 import guest_load
-from test_debian import CMDLINE, Attached
+from debian_guest import CMDLINE, Attached
 
 CPUS = 4
 CONFIG = f"""\
