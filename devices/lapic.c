@@ -111,6 +111,7 @@ void lapic_init(struct lapic *l, uint32_t id, struct vclock *clock, struct vtime
 void lapic_reset(struct lapic *l)
 {
     l->eoi_byte = NULL;
+    l->vapic = NULL;
     l->base_msr = LAYOUT_LAPIC | BASE_ENABLE | (l->id == 0 ? BASE_BSP : 0);
     l->nmi_pending = false;
     l->init_pending = false;
@@ -170,8 +171,29 @@ static void write_esr(struct lapic *l)
 
 static void write_tpr(struct lapic *l, uint32_t value)
 {
-    l->tpr = value & 0xff;
+    if (l->vapic != NULL)
+        l->vapic->reg[VAPIC_TPR].value = value & 0xff;
+    else
+        l->tpr = value & 0xff;
     lapic_update_pending(l);
+}
+
+uint32_t lapic_tpr(const struct lapic *l)
+{
+    return l->vapic != NULL ? l->vapic->reg[VAPIC_TPR].value & 0xff : l->tpr;
+}
+
+static uint32_t isr_word(const struct lapic *l, uint32_t n)
+{
+    return l->vapic != NULL ? l->vapic->reg[VAPIC_ISR + n].value : l->isr[n];
+}
+
+static uint32_t irr_word(const struct lapic *l, uint32_t n)
+{
+    uint32_t word = l->irr[n];
+    if (l->vapic != NULL)
+        word |= l->vapic->reg[VAPIC_IRR + n].value | l->vapic->posted.requests[n];
+    return word;
 }
 
 // Reads what both modes have. False for a register that is reserved (or differs between the modes).
@@ -182,7 +204,7 @@ static bool read_common(const struct lapic *l, uint32_t reg, uint32_t *value)
         *value = VERSION;
         return true;
     case REG_TPR:
-        *value = l->tpr;
+        *value = lapic_tpr(l);
         return true;
     case REG_PPR:
         *value = lapic_ppr(l);
@@ -194,13 +216,13 @@ static bool read_common(const struct lapic *l, uint32_t reg, uint32_t *value)
         *value = l->svr;
         return true;
     case REG_ISR ... REG_ISR + 7:
-        *value = l->isr[reg - REG_ISR];
+        *value = isr_word(l, reg - REG_ISR);
         return true;
     case REG_TMR ... REG_TMR + 7:
         *value = l->tmr[reg - REG_TMR];
         return true;
     case REG_IRR ... REG_IRR + 7:
-        *value = l->irr[reg - REG_IRR];
+        *value = irr_word(l, reg - REG_IRR);
         return true;
     case REG_ESR:
         *value = l->esr;
@@ -456,7 +478,7 @@ int lapic_write_msr(struct lapic *l, uint32_t msr, uint64_t value)
 
 uint64_t lapic_get_cr8(const struct lapic *l)
 {
-    return l->tpr >> 4;
+    return lapic_tpr(l) >> 4;
 }
 
 // MOV to CR8 sets the class and clears the rest of TPR (SDM 11.8.6.1). The bits 4-63 are reserved;

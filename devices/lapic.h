@@ -6,6 +6,7 @@
 #include "kernel/types.h"
 #include "vm/bus.h"
 #include "vm/clock.h"
+#include "vmx/vapic.h"
 
 enum apic_delivery {
     APIC_FIXED = 0,
@@ -36,6 +37,8 @@ struct lapic_ops {
     void (*eoi)(void *context, uint8_t vector); // of a level-triggered interrupt, for the IOAPIC
     // Something became pending (or an NMI/INIT/STARTUP arrived) for this vCPU: wake or kick it.
     void (*changed)(void *context, unsigned id);
+    // The same for a request that lies in l->vapic->posted now.
+    void (*posted)(void *context, unsigned id);
 };
 
 struct lapic {
@@ -58,6 +61,11 @@ struct lapic {
     // knows before lapic_settle_eoi(): ISR, and what follows from it, may be behind.
     uint8_t *eoi_byte;
     bool eoi_armed;
+    // Set while the CPU virtualizes this LAPIC: devices/lapic_virtual.c. tpr, isr and irr above are
+    // not the guest's then.
+    struct vapic *vapic;
+    bool posts;        // what is posted needs no exit
+    bool vapic_reload; // what the CPU knows of the page and of tmr is out of date
     bool nmi_pending, init_pending, startup_pending;
     uint8_t startup_vector;
     struct vtimer timer;
@@ -108,5 +116,20 @@ bool lapic_receives(const struct lapic *l, unsigned from, const struct apic_mess
 // interrupt, and its processor priority.
 bool lapic_takes_fixed(const struct lapic *l);
 uint32_t lapic_ppr(const struct lapic *l);
+uint32_t lapic_tpr(const struct lapic *l);
 uint64_t lapic_get_cr8(const struct lapic *l);
 void lapic_set_cr8(struct lapic *l, uint64_t value);
+
+// --- Virtualized by the CPU (x2APIC mode) ---
+// All on the CPU that runs the vCPU, which is out of the guest.
+
+// In x2APIC mode: TPR, ISR and IRR move to `page`. `posted`: the CPU takes posted interrupts.
+void lapic_virtual_begin(struct lapic *l, struct vapic *page, bool posted);
+void lapic_virtual_end(struct lapic *l); // out of x2APIC mode
+// Moves what has arrived into the page's IRR. True when there was something.
+bool lapic_virtual_merge(struct lapic *l);
+// Highest vector in the page's IRR and ISR, 0: none; whether the first would be delivered to a
+// guest whose interrupts are on.
+uint8_t lapic_virtual_requested(const struct lapic *l);
+uint8_t lapic_virtual_in_service(const struct lapic *l);
+bool lapic_virtual_wakes(const struct lapic *l);

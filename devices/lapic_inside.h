@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// What the three files of the LAPIC (registers, interrupts, timer) share; nobody else includes it.
+// What the four files of the LAPIC (registers, interrupts, timer, virtualization) share; nobody
+// else includes it.
 #pragma once
 
 #include "devices/lapic.h"
@@ -36,6 +37,11 @@ void lapic_local(struct lapic *l, enum lapic_lvt entry);
 // ICR was written: checks it and hands the message to the VM.
 void lapic_send(struct lapic *l);
 void lapic_self_ipi(struct lapic *l, uint8_t vector);
+
+// --- lapic_virtual.c ---
+void lapic_virtual_clear(struct lapic *l);
+// An edge-triggered request from any CPU.
+void lapic_virtual_post(struct lapic *l, uint8_t vector);
 
 static inline bool lapic_software_enabled(const struct lapic *l)
 {

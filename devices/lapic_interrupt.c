@@ -37,20 +37,28 @@ static inline void clear_vector(uint32_t *set, uint8_t *words, uint32_t vector)
         *words = (uint8_t)(*words & ~(1u << (vector / 32)));
 }
 
-uint32_t lapic_ppr(const struct lapic *l)
+static inline uint32_t priority(uint32_t tpr, uint32_t in_service)
 {
-    int in_service = highest(l->isr, l->isr_words);
-    uint32_t service = in_service < 0 ? 0 : (uint32_t)in_service;
-    if (l->tpr >> 4 >= service >> 4)
-        return l->tpr;
-    return service & 0xf0;
+    return tpr >> 4 >= in_service >> 4 ? tpr : in_service & 0xf0;
 }
 
+static inline uint32_t own_ppr(const struct lapic *l)
+{
+    int in_service = highest(l->isr, l->isr_words);
+    return priority(l->tpr, in_service < 0 ? 0 : (uint32_t)in_service);
+}
+
+uint32_t lapic_ppr(const struct lapic *l)
+{
+    return l->vapic == NULL ? own_ppr(l) : priority(lapic_tpr(l), lapic_virtual_in_service(l));
+}
+
+// While the CPU virtualizes the LAPIC TPR and ISR are zero here, so that everything new is pending.
 // Must follow every change of IRR, ISR, TPR and the enable bit of IA32_APIC_BASE.
 void lapic_update_pending(struct lapic *l)
 {
     int vector = highest(l->irr, l->irr_words);
-    if (vector >= 0 && (((uint32_t)vector & 0xf0) <= (lapic_ppr(l) & 0xf0) || !lapic_enabled(l)))
+    if (vector >= 0 && (((uint32_t)vector & 0xf0) <= (own_ppr(l) & 0xf0) || !lapic_enabled(l)))
         vector = -1;
     l->pending = (int16_t)vector;
 }
@@ -66,6 +74,8 @@ void lapic_clear_interrupts(struct lapic *l)
     l->isr_words = 0;
     l->pending = -1;
     l->eoi_armed = false;
+    if (l->vapic != NULL)
+        lapic_virtual_clear(l);
 }
 
 int lapic_pending(const struct lapic *l)
@@ -146,10 +156,19 @@ static void accept_fixed(struct lapic *l, uint8_t vector, bool level)
     }
     int before = l->pending;
     uint8_t unused = 0;
+    bool was_level = test_vector(l->tmr, vector);
     if (level)
         set_vector(l->tmr, &unused, vector);
     else
         clear_vector(l->tmr, &unused, vector);
+    if (l->vapic != NULL) {
+        if (level != was_level) {
+            l->vapic_reload = true;
+        } else if (l->posts) {
+            lapic_virtual_post(l, vector);
+            return;
+        }
+    }
     set_vector(l->irr, &l->irr_words, vector);
     lapic_update_pending(l);
     // What TPR or ISR hold back cannot be taken before the vCPU itself changes them; and a vector

@@ -140,8 +140,14 @@ static void changed(void *context, unsigned id)
     }
 }
 
+static void posted(void *context, unsigned id)
+{
+    struct platform *p = context;
+    vcpu_notify_posted(p->vm->vcpus[id]);
+}
+
 static const struct lapic_ops lapic_ops = {
-    .send = send, .eoi = end_of_interrupt, .changed = changed};
+    .send = send, .eoi = end_of_interrupt, .changed = changed, .posted = posted};
 
 // Every LAPIC has its page at the same address: it is that of the vCPU that looks.
 static uint64_t lapic_load(void *device, uint64_t offset, unsigned size)
@@ -244,6 +250,41 @@ static void settle_eoi(struct vm *vm, struct vcpu *v)
     v->eoi_armed = l->eoi_armed;
 }
 
+static bool extint_pending(const struct platform *p, const struct vcpu *v)
+{
+    return v->id == 0 && pic_pending(&p->pic) && lapic_passes_extint(v->lapic);
+}
+
+static void sync_apic(struct vm *vm, struct vcpu *v, struct vcpu_apic *apic)
+{
+    struct lapic *l = v->lapic;
+    apic->on = lapic_x2apic(l);
+    if (apic->on && l->vapic == NULL)
+        lapic_virtual_begin(l, v->vapic, vmx_posts_interrupts());
+    else if (!apic->on && l->vapic != NULL)
+        lapic_virtual_end(l);
+    v->eoi_armed = l->eoi_armed;
+    if (!apic->on)
+        return;
+    apic->changed = lapic_virtual_merge(l);
+    apic->reload = l->vapic_reload || !v->apicv;
+    l->vapic_reload = false;
+    apic->levels = l->tmr;
+    apic->nmi = l->nmi_pending;
+    apic->extint = extint_pending(vm->platform, v);
+    apic->wakes = v->halted && lapic_virtual_wakes(l);
+    if (apic->changed || apic->reload)
+        apic->requested = lapic_virtual_requested(l);
+    if (apic->reload)
+        apic->in_service = lapic_virtual_in_service(l);
+}
+
+static void virtual_eoi(struct vm *vm, struct vcpu *v, uint8_t vector)
+{
+    (void)v; // its LAPIC has cleared ISR by itself
+    end_of_interrupt(vm->platform, vector);
+}
+
 static int interrupt(struct vm *vm, struct vcpu *v, bool accept)
 {
     struct platform *p = vm->platform;
@@ -251,7 +292,7 @@ static int interrupt(struct vm *vm, struct vcpu *v, bool accept)
     // Another CPU may have sent one since the exit.
     if (l->eoi_armed)
         settle_eoi(vm, v);
-    int vector = lapic_pending(l);
+    int vector = l->vapic == NULL ? lapic_pending(l) : -1;
     if (vector >= 0) {
         if (accept) {
             lapic_accept(l, (uint8_t)vector);
@@ -259,7 +300,7 @@ static int interrupt(struct vm *vm, struct vcpu *v, bool accept)
         }
         return vector;
     }
-    if (v->id != 0 || !pic_pending(&p->pic) || !lapic_passes_extint(l))
+    if (!extint_pending(p, v))
         return -1;
     return accept ? pic_acknowledge(&p->pic) : 0;
 }
@@ -356,6 +397,8 @@ static const struct vm_platform_ops ops = {
     .destroy = destroy,
     .reset = reset,
     .interrupt = interrupt,
+    .sync_apic = sync_apic,
+    .virtual_eoi = virtual_eoi,
     .set_eoi_byte = set_eoi_byte,
     .settle_eoi = settle_eoi,
     .send_ipi = send_ipi,

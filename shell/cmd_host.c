@@ -24,6 +24,7 @@
 #include "shell/terminal.h"
 #include "shell/units.h"
 #include "shell/version.h"
+#include "vmx/vcpu.h"
 
 #define LOG_LINE_MAX 256u
 #define FOLLOW_US    20000u
@@ -105,6 +106,7 @@ static int run_host(struct command_context *c, int argc, char **argv)
                   shell_facts.host.console_baud);
     command_print(c, "serial-lost-bytes: %llu\n", (unsigned long long)serial_lost_bytes());
     command_print(c, "overcommit: %s\n", shell_facts.host.overcommit ? "on" : "off");
+    command_print(c, "apicv: %s\n", vmx_apicv_state());
     command_print(c, "auto-balloon: %s\n", shell_facts.host.auto_balloon ? "on" : "off");
     if (shell_facts.config_read)
         command_print(c, "config: \\fusor\\fusor.conf, %u errors, %u warnings\n",

@@ -12,6 +12,7 @@ struct host_config {
     uint64_t reserve; // bytes
     bool overcommit;
     bool auto_balloon;
+    bool apicv; // where the CPU has it
 };
 
 #define CONFIG_MESSAGE_MAX 240u

@@ -89,6 +89,11 @@ static int set_auto_balloon(const struct config_attempt *a)
     return config_set_switch(a, &host_of(a)->auto_balloon);
 }
 
+static int set_apicv(const struct config_attempt *a)
+{
+    return config_set_switch(a, &host_of(a)->apicv);
+}
+
 // Names a file, or a folder whose files the boot stage loads.
 static int check_files(const struct config_attempt *a)
 {
@@ -102,7 +107,7 @@ static int check_files(const struct config_attempt *a)
 static const struct config_key host_keys[] = {
     {"console", set_console, false, false},       {"reserve", set_reserve, false, false},
     {"overcommit", set_overcommit, false, false}, {"auto-balloon", set_auto_balloon, false, false},
-    {"files", check_files, true, false},
+    {"files", check_files, true, false},          {"apicv", set_apicv, false, false},
 };
 _Static_assert(ARRAY_SIZE(host_keys) <= CONFIG_KEYS_MAX, "the parser remembers a line per key");
 
@@ -113,6 +118,7 @@ void config_host_defaults(struct host_config *host)
     host->console_baud = 115200;
     host->reserve = 16 * MIB;
     host->overcommit = true;
+    host->apicv = true;
 }
 
 int config_host_key_index(const char *key)

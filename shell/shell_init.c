@@ -12,6 +12,7 @@
 #include "shell/console.h"
 #include "shell/facts.h"
 #include "vm/vm.h"
+#include "vmx/vcpu.h"
 
 #define DEFAULT_PORT 0x3f8
 #define DEFAULT_BAUD 115200
@@ -88,6 +89,8 @@ static int shell_init(const struct boot_info *info)
     frames_set_reserve(shell_facts.host.reserve / PAGE_SIZE);
     vm_set_overcommit(shell_facts.host.overcommit);
     balloon_set_auto(shell_facts.host.auto_balloon);
+    if (!shell_facts.host.apicv)
+        vmx_disable_apicv();
 
     autostart_set_config(text, size);
     vm_set_event_sink(console_event);

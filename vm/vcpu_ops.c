@@ -115,6 +115,22 @@ static int interrupt(struct vcpu *v, bool accept)
     return vector;
 }
 
+static void sync_apic(struct vcpu *v, struct vcpu_apic *apic)
+{
+    struct vm *vm = vm_of(v);
+    spin_lock(&vm->device_lock);
+    vm_platform->sync_apic(vm, v, apic);
+    spin_unlock(&vm->device_lock);
+}
+
+static void virtual_eoi(struct vcpu *v, uint8_t vector)
+{
+    struct vm *vm = vm_of(v);
+    spin_lock(&vm->device_lock);
+    vm_platform->virtual_eoi(vm, v, vector);
+    spin_unlock(&vm->device_lock);
+}
+
 static void settle_eoi(struct vcpu *v)
 {
     struct vm *vm = vm_of(v);
@@ -252,6 +268,8 @@ const struct vcpu_ops vm_vcpu_ops = {
     .set_cr8 = set_cr8,
     .mmio = mmio,
     .interrupt = interrupt,
+    .sync_apic = sync_apic,
+    .virtual_eoi = virtual_eoi,
     .settle_eoi = settle_eoi,
     .loaded = kvm_guest_loaded,
     .unloaded = kvm_guest_unloaded,

@@ -105,6 +105,8 @@ struct vm_platform_ops {
     void (*destroy)(struct vm *vm);
     void (*reset)(struct vm *vm);
     int (*interrupt)(struct vm *vm, struct vcpu *v, bool accept);
+    void (*sync_apic)(struct vm *vm, struct vcpu *v, struct vcpu_apic *apic);
+    void (*virtual_eoi)(struct vm *vm, struct vcpu *v, uint8_t vector);
     bool (*take_nmi)(struct vm *vm, struct vcpu *v, bool accept);
     // INIT and STARTUP, VCPU_GOT_*; v->parked says whether a STARTUP counts.
     unsigned (*take_startup)(struct vm *vm, struct vcpu *v, uint8_t *vector);

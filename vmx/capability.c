@@ -73,6 +73,38 @@ static uint32_t adjust(uint32_t msr, uint32_t optional, const struct control *re
     return (wanted | (uint32_t)allowed) & (uint32_t)(allowed >> 32);
 }
 
+// Whether a control MSR lets all of `bits` be set.
+static bool allows(uint32_t msr, uint32_t bits)
+{
+    return (cpu_read_msr(msr) >> 32 & bits) == bits;
+}
+
+static void read_apicv(struct vmx_capability *c, bool true_msrs)
+{
+    c->apicv = allows(true_msrs ? MSR_VMX_TRUE_CPU : MSR_VMX_CPU, CPU_TPR_SHADOW) &&
+               allows(MSR_VMX_CPU2, CPU2_VIRTUALIZE_X2APIC | CPU2_VIRTUAL_INTERRUPTS);
+    c->posted =
+        c->apicv && allows(true_msrs ? MSR_VMX_TRUE_PIN : MSR_VMX_PIN, PIN_POSTED_INTERRUPTS);
+}
+
+void vmx_disable_apicv(void)
+{
+    vmx_capability.apicv = false;
+    vmx_capability.posted = false;
+}
+
+bool vmx_posts_interrupts(void)
+{
+    return vmx_capability.posted;
+}
+
+const char *vmx_apicv_state(void)
+{
+    if (!vmx_capability.apicv)
+        return "off";
+    return vmx_capability.posted ? "on, posted interrupts" : "on";
+}
+
 static void read_ept(const char **missing)
 {
     uint64_t cap = cpu_read_msr(MSR_VMX_EPT_VPID_CAP);
@@ -138,6 +170,7 @@ const char *vmx_read_capability(struct vmx_capability *c)
     read_ept(&missing);
     if (missing != NULL)
         return missing;
+    read_apicv(c, true_msrs);
     c->preemption_shift = cpu_read_msr(MSR_VMX_MISC) & 0x1f;
     c->cr0_fixed0 = cpu_read_msr(MSR_VMX_CR0_FIXED0);
     c->cr0_fixed1 = cpu_read_msr(MSR_VMX_CR0_FIXED1);

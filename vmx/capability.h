@@ -14,6 +14,8 @@ struct vmx_capability {
     uint32_t xsave_bytes;
     uint64_t arch_capabilities; // 0 without
     bool ibpb, flush_l1d, verw; // what has to be done when another VM gets a CPU
+    bool apicv;                 // virtual-interrupt delivery in x2APIC mode
+    bool posted;                // with it: posted interrupts
 };
 
 extern struct vmx_capability vmx_capability;

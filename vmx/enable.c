@@ -55,7 +55,8 @@ static bool same(const struct vmx_capability *a, const struct vmx_capability *b)
            a->cr0_fixed0 == b->cr0_fixed0 && a->cr0_fixed1 == b->cr0_fixed1 &&
            a->cr4_fixed0 == b->cr4_fixed0 && a->cr4_fixed1 == b->cr4_fixed1 &&
            a->preemption_shift == b->preemption_shift && a->xcr0 == b->xcr0 &&
-           a->xsave_bytes == b->xsave_bytes && a->arch_capabilities == b->arch_capabilities;
+           a->xsave_bytes == b->xsave_bytes && a->arch_capabilities == b->arch_capabilities &&
+           a->apicv == b->apicv && a->posted == b->posted;
 }
 
 static const char *turn_on(void)

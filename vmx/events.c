@@ -8,6 +8,7 @@
 // clears the bit.
 #include "vmx/events.h"
 
+#include "vmx/apicv.h"
 #include "vmx/instructions.h"
 
 #define RFLAGS_IF (1u << 9)
@@ -65,6 +66,10 @@ static bool try_nmi(struct vcpu *v, uint32_t blocking)
 
 void vcpu_prepare_events(struct vcpu *v)
 {
+    // What the CPU delivers by itself needs neither a free injection nor a window.
+    bool nmi = true, interrupt = true;
+    if (v->apicv || v->apic_mode_written)
+        vcpu_sync_apic(v, &nmi, &interrupt);
     // A kick came before the entry: when another interrupt waits for the EOI of the one that is
     // loaded, that has to be an exit.
     if (v->eoi_armed)
@@ -79,16 +84,20 @@ void vcpu_prepare_events(struct vcpu *v)
         v->requeue_info = 0;
         v->recheck = 1; // others may wait behind it
         v->halted = false;
-        if (v->ops->interrupt(v, false) >= 0)
+        if (interrupt && v->ops->interrupt(v, false) >= 0)
             set_primary(v, v->primary | CPU_INTERRUPT_WINDOW);
         return;
     }
+    if (!nmi && !interrupt)
+        return;
     uint32_t blocking = vmcs_read32(VMCS_GUEST_INTERRUPTIBILITY);
-    if (try_nmi(v, blocking)) {
-        if (v->ops->interrupt(v, false) >= 0)
+    if (nmi && try_nmi(v, blocking)) {
+        if (interrupt && v->ops->interrupt(v, false) >= 0)
             set_primary(v, v->primary | CPU_INTERRUPT_WINDOW);
         return;
     }
+    if (!interrupt)
+        return;
     int vector = v->ops->interrupt(v, false);
     if (vector < 0)
         return;

@@ -7,6 +7,7 @@
 #include "kernel/format.h"
 #include "kernel/irq.h"
 #include "kernel/log.h"
+#include "vmx/apicv.h"
 #include "vmx/cpuid.h"
 #include "vmx/events.h"
 #include "vmx/advance.h"
@@ -300,6 +301,7 @@ const struct vcpu_exit_handler vcpu_exit_handlers[EXIT_REASONS] = {
     [EXIT_MONITOR] = {exit_undefined, "MONITOR"},
     [EXIT_PAUSE] = {exit_pause, "PAUSE"},
     [EXIT_ENTRY_MACHINE_CHECK] = {exit_machine_check, "ENTRY_MACHINE_CHECK"},
+    [EXIT_VIRTUALIZED_EOI] = {vcpu_exit_virtualized_eoi, "VIRTUALIZED_EOI"},
     [EXIT_EPT_VIOLATION] = {exit_ept_violation, "EPT_VIOLATION"},
     [EXIT_EPT_MISCONFIGURATION] = {exit_ept_misconfiguration, "EPT_MISCONFIGURATION"},
     [EXIT_INVEPT] = {exit_undefined, "INVEPT"},
@@ -307,6 +309,7 @@ const struct vcpu_exit_handler vcpu_exit_handlers[EXIT_REASONS] = {
     [EXIT_INVVPID] = {exit_undefined, "INVVPID"},
     [EXIT_WBINVD] = {exit_skip, "WBINVD"},
     [EXIT_XSETBV] = {vcpu_exit_xsetbv, "XSETBV"},
+    [EXIT_APIC_WRITE] = {vcpu_exit_apic_write, "APIC_WRITE"},
     [EXIT_VMFUNC] = {exit_undefined, "VMFUNC"},
 };
 #pragma GCC diagnostic pop

@@ -23,7 +23,13 @@ static const uint32_t passed[] = {
     MSR_CSTAR,       MSR_SFMASK,       MSR_FS_BASE,      MSR_GS_BASE, MSR_KERNEL_GS_BASE,
 };
 
-static hpa_t bitmaps[2]; // without and with TSC_AUX
+// With virtual-interrupt delivery in x2APIC mode the CPU itself answers these (SDM vol. 3, 30.5);
+// without it they would reach the machine's own APIC.
+#define X2APIC_TPR      (MSR_X2APIC_FIRST + 0x08u)
+#define X2APIC_EOI      (MSR_X2APIC_FIRST + 0x0bu)
+#define X2APIC_SELF_IPI (MSR_X2APIC_FIRST + 0x3fu)
+
+static hpa_t bitmaps[2][2]; // with TSC_AUX, with APIC virtualization
 
 // The page: read bits of MSRs 0..0x1fff, of 0xc0000000.., then the write bits (SDM vol. 3, 25.6.9).
 static void pass(uint8_t *page, uint32_t msr, bool read, bool write)
@@ -39,7 +45,8 @@ static void pass(uint8_t *page, uint32_t msr, bool read, bool write)
 static int make_bitmaps(const struct boot_info *info)
 {
     (void)info;
-    for (unsigned i = 0; i < 2; i++) {
+    for (unsigned i = 0; i < 4; i++) {
+        bool rdtscp = (i & 1) != 0, apicv = (i & 2) != 0;
         hfn_t frame;
         if (frame_alloc(FRAME_FUSOR, 0, 0, NULL, &frame) != 0)
             return E_NOMEM;
@@ -49,17 +56,22 @@ static int make_bitmaps(const struct boot_info *info)
             pass(page, passed[k], true, true);
         pass(page, MSR_TSC, true, false);
         pass(page, MSR_EFER, true, false);
-        if (i == 1)
+        if (rdtscp)
             pass(page, MSR_TSC_AUX, true, true);
-        bitmaps[i] = hfn_to_hpa(frame);
+        if (apicv) {
+            pass(page, X2APIC_TPR, true, true);
+            pass(page, X2APIC_EOI, false, true);
+            pass(page, X2APIC_SELF_IPI, false, true);
+        }
+        bitmaps[rdtscp][apicv] = hfn_to_hpa(frame);
     }
     return 0;
 }
 INIT_HOOK(INIT_VMX, make_bitmaps);
 
-hpa_t vcpu_msr_bitmap(bool rdtscp)
+hpa_t vcpu_msr_bitmap(bool rdtscp, bool apicv)
 {
-    return bitmaps[rdtscp];
+    return bitmaps[rdtscp][apicv];
 }
 
 // The rooms above answer for these.
@@ -194,6 +206,8 @@ static int write_msr(struct vcpu *v, uint32_t msr, uint64_t value)
     if (is_device_msr(msr)) {
         if (msr == MSR_TSC_DEADLINE && value != 0)
             value = value > v->tsc_adjust || (int64_t)v->tsc_adjust < 0 ? value - v->tsc_adjust : 1;
+        if (msr == MSR_APIC_BASE)
+            v->apic_mode_written = v->vapic != NULL;
         return v->ops->write_msr(v, msr, value);
     }
     uint64_t *storage = mtrr(v, msr);

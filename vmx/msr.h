@@ -5,7 +5,8 @@
 #include "vmx/vcpu.h"
 
 // The bitmap page shared by all vCPUs: what is not passed through exits. Physical address.
-hpa_t vcpu_msr_bitmap(bool rdtscp);
+// `apicv`: the CPU virtualizes the x2APIC registers that interrupts need.
+hpa_t vcpu_msr_bitmap(bool rdtscp, bool apicv);
 
 enum vcpu_result vcpu_exit_rdmsr(struct vcpu *v);
 enum vcpu_result vcpu_exit_wrmsr(struct vcpu *v);

@@ -273,6 +273,8 @@ enum sched_next vcpu_run(struct sched_entity *e, uint64_t until)
 
 bool vcpu_wanted(const struct vcpu *v)
 {
+    if (v->apicv && __atomic_load_n(&v->vapic->posted.outstanding, __ATOMIC_RELAXED) != 0)
+        return true;
     return v->recheck != 0 || time_tsc() >= v->deadline || sched_must_yield(cpu_index());
 }
 
@@ -293,6 +295,32 @@ void vcpu_notify(struct vcpu *v)
         return; // it is this CPU's, in an exit: the loop looks before it enters
     sched_wake(&v->entity);
     kick(v);
+}
+
+// Who posts sets the request first and looks at the vCPU then; a vCPU that leaves the guest clears
+// in_guest first and looks for requests then (look_around() before it sleeps, run_loop() when it
+// begins), with locked instructions in between on both sides. So either the vCPU is seen out of the
+// guest here, or it sees the request. in_guest is its CPU's, but if the vCPU is on that CPU before
+// and after the look, and was all the time, it is this vCPU's; and if it was away meanwhile it
+// began a run, and so looked, after the request was set.
+//
+// A notification that comes too late for this vCPU stays pending until the CPU's next entry, which
+// processes that vCPU's own descriptor, or exits; nothing is lost.
+void vcpu_notify_posted(struct vcpu *v)
+{
+    int cpu = __atomic_load_n(&v->entity.cpu, __ATOMIC_SEQ_CST);
+    if (cpu == (int)cpu_index()) {
+        v->recheck = 1;
+        return;
+    }
+    // A retry wants to know of every event (begin_wait()).
+    if (cpu >= 0 && v->apicv && !v->retries_memory &&
+        atomic_load_explicit(&ept_cpus[cpu].in_guest, memory_order_seq_cst) != 0 &&
+        __atomic_load_n(&v->entity.cpu, __ATOMIC_SEQ_CST) == cpu) {
+        irq_send_posted((uint32_t)cpu);
+        return;
+    }
+    vcpu_notify(v);
 }
 
 void vcpu_notify_timer(struct vcpu *v)

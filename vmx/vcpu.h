@@ -11,6 +11,7 @@
 #include "ept/ept.h"
 #include "kernel/sched.h"
 #include "kernel/types.h"
+#include "vmx/vapic.h"
 #include "vmx/vmcs_fields.h"
 
 struct vcpu;
@@ -23,6 +24,18 @@ enum vcpu_result {
     VCPU_RESUME, // go on in the guest
     VCPU_STOP,   // v->stop was set: crashed
     VCPU_WAIT,   // no memory: try again later, the instruction was not executed
+};
+
+// What the LAPIC wants of virtual-interrupt delivery, see vmx/apicv.c.
+struct vcpu_apic {
+    bool on;      // the LAPIC is in a mode that the CPU virtualizes: its state is in v->vapic
+    bool changed; // interrupts were added to IRR
+    bool reload;  // IRR, ISR or the level-triggered vectors changed otherwise
+    bool nmi;     // an NMI is pending
+    bool extint;  // so is an interrupt of the PIC, which has to be injected
+    bool wakes;   // with v->halted: one of them would interrupt the guest if it let itself be
+    uint8_t requested, in_service; // the highest in IRR and ISR, 0: none
+    const uint32_t *levels;        // 256 bits: vectors whose EOI somebody waits for
 };
 
 // What the rooms above provide. All are called on the CPU that runs the vCPU, interrupts off.
@@ -40,6 +53,11 @@ struct vcpu_ops {
     enum vcpu_result (*mmio)(struct vcpu *v, gpa_t address, bool write);
     // Looks whether an interrupt is deliverable; takes it when `accept`. Returns the vector or -1.
     int (*interrupt)(struct vcpu *v, bool accept);
+    // With v->apicv or v->apic_mode_written: settles which way the LAPIC goes, and moves what has
+    // arrived into v->vapic.
+    void (*sync_apic)(struct vcpu *v, struct vcpu_apic *apic);
+    // The CPU has done what the guest's EOI asks for, and `vector` is level-triggered.
+    void (*virtual_eoi)(struct vcpu *v, uint8_t vector);
     // With v->eoi_armed, after an exit and before another event: looks whether the guest has ended
     // the interrupt that was accepted last; v->eoi_armed says whether this goes on.
     void (*settle_eoi)(struct vcpu *v);
@@ -117,7 +135,11 @@ struct vcpu {
     uint64_t deadline;   // the earlier of the two
     uint64_t tsc_offset; // guest TSC - host TSC: the VM's clock plus TSC_ADJUST
     uint64_t tsc_adjust;
-    uint32_t primary; // primary controls as in the VMCS
+    uint32_t primary;       // primary controls as in the VMCS
+    uint32_t secondary;     // the same, but for APIC virtualization
+    struct vapic *vapic;    // NULL: the CPU does not virtualize APICs
+    bool apicv;             // it does so for this vCPU now: the LAPIC is in x2APIC mode
+    bool apic_mode_written; // that may be otherwise since the last look
     uint32_t entry_controls;
     uint32_t ple_window;   // as in the VMCS, 0: PAUSE loops do not exit
     uint32_t requeue_info; // event to deliver at the next entry, 0: none
@@ -179,6 +201,8 @@ enum sched_next vcpu_run(struct sched_entity *e, uint64_t until);
 // Something changed for this vCPU (interrupt, NMI): re-evaluate; ends a HLT or a run in the guest.
 // Any CPU, any context that may take RANK_SCHED.
 void vcpu_notify(struct vcpu *v);
+// The same for interrupts that were posted in v->vapic->posted just now.
+void vcpu_notify_posted(struct vcpu *v);
 // The same for a device timer of this vCPU's that another CPU has armed.
 void vcpu_notify_timer(struct vcpu *v);
 // The same for an INIT or STARTUP.
@@ -228,6 +252,11 @@ int vcpu_write_linear(struct vcpu *v, uint64_t linear, const void *from, size_t 
 
 // Takes from a policy what the machine's VT-x controls cannot give a guest.
 void vmx_limit_cpuid(struct cpuid_policy *p);
+// APIC virtualization is used where the CPU has it, unless this is called before the first vCPU is
+// made.
+void vmx_disable_apicv(void);
+bool vmx_posts_interrupts(void);
+const char *vmx_apicv_state(void); // "off", "on", "on, posted interrupts"
 // True when VT-x works on every CPU that is online.
 bool vmx_available(void);
 const char *vmx_unavailable_reason(void);

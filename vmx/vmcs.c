@@ -15,6 +15,7 @@
 #include "kernel/memory.h"
 #include "kernel/simd.h"
 #include "kernel/string.h"
+#include "vmx/apicv.h"
 #include "vmx/capability.h"
 #include "vmx/cpuid.h"
 #include "vmx/instructions.h"
@@ -84,7 +85,9 @@ int vcpu_init(struct vcpu *v, uint32_t id, void *vm, struct ept *ept, const stru
         return E_NOMEM;
     }
     v->vmcs = hfn_to_hpa(frame);
-    if (vpid_alloc(&v->vpid) != 0) {
+    if (vpid_alloc(&v->vpid) != 0 || vcpu_make_vapic(v) != 0) {
+        if (v->vpid != 0)
+            vpid_free(v->vpid);
         frame_free(frame, 0, NULL);
         heap_free(v->fpu);
         return E_NOMEM;
@@ -98,6 +101,7 @@ int vcpu_init(struct vcpu *v, uint32_t id, void *vm, struct ept *ept, const stru
 void vcpu_free(struct vcpu *v)
 {
     vpid_free(v->vpid);
+    vcpu_free_vapic(v);
     frame_free(hpa_to_hfn(v->vmcs), 0, NULL);
     heap_free(v->fpu);
     v->fpu = NULL;
@@ -172,6 +176,9 @@ static void write_controls(struct vcpu *v)
         vmcs_write(VMCS_PLE_WINDOW, v->ple_window);
     }
     v->primary = c->primary;
+    v->secondary = secondary;
+    v->apicv = false; // the LAPIC begins in xAPIC mode
+    v->apic_mode_written = false;
     v->entry_controls = c->entry | ENTRYC_IA32E_GUEST;
     vmcs_write(VMCS_PIN_CONTROLS, c->pin);
     vmcs_write(VMCS_PRIMARY_CONTROLS, v->primary);
@@ -188,7 +195,7 @@ static void write_controls(struct vcpu *v)
     vmcs_write(VMCS_EXIT_MSR_LOAD_COUNT, 0);
     vmcs_write(VMCS_ENTRY_MSR_LOAD_COUNT, 0);
     vmcs_write(VMCS_ENTRY_INTERRUPTION_INFO, 0);
-    vmcs_write(VMCS_MSR_BITMAP, vcpu_msr_bitmap(v->cpuid->rdtscp).raw);
+    vmcs_write(VMCS_MSR_BITMAP, vcpu_msr_bitmap(v->cpuid->rdtscp, false).raw);
     vmcs_write(VMCS_VPID, v->vpid);
     vmcs_write(VMCS_EPT_POINTER, v->ept->eptp);
 }

@@ -5,6 +5,7 @@
 
 enum vmcs_field {
     VMCS_VPID = 0x0000,
+    VMCS_POSTED_VECTOR = 0x0002,
     VMCS_GUEST_ES_SELECTOR = 0x0800,
     VMCS_GUEST_CS_SELECTOR = 0x0802,
     VMCS_GUEST_SS_SELECTOR = 0x0804,
@@ -13,6 +14,7 @@ enum vmcs_field {
     VMCS_GUEST_GS_SELECTOR = 0x080a,
     VMCS_GUEST_LDTR_SELECTOR = 0x080c,
     VMCS_GUEST_TR_SELECTOR = 0x080e,
+    VMCS_GUEST_INTERRUPT_STATUS = 0x0810, // RVI, and SVI in bits 15:8
     VMCS_HOST_ES_SELECTOR = 0x0c00,
     VMCS_HOST_CS_SELECTOR = 0x0c02,
     VMCS_HOST_SS_SELECTOR = 0x0c04,
@@ -24,7 +26,10 @@ enum vmcs_field {
     VMCS_IO_BITMAP_B = 0x2002,
     VMCS_MSR_BITMAP = 0x2004,
     VMCS_TSC_OFFSET = 0x2010,
+    VMCS_VIRTUAL_APIC_ADDRESS = 0x2012,
+    VMCS_POSTED_DESCRIPTOR = 0x2016,
     VMCS_EPT_POINTER = 0x201a,
+    VMCS_EOI_EXIT_BITMAP0 = 0x201c, // ... 3: 0x2022
     VMCS_GUEST_PHYSICAL_ADDRESS = 0x2400,
     VMCS_LINK_POINTER = 0x2800,
     VMCS_GUEST_DEBUGCTL = 0x2802,
@@ -47,6 +52,7 @@ enum vmcs_field {
     VMCS_ENTRY_INTERRUPTION_INFO = 0x4016,
     VMCS_ENTRY_ERROR_CODE = 0x4018,
     VMCS_ENTRY_INSTRUCTION_LENGTH = 0x401a,
+    VMCS_TPR_THRESHOLD = 0x401c,
     VMCS_SECONDARY_CONTROLS = 0x401e,
     VMCS_PLE_GAP = 0x4020,
     VMCS_PLE_WINDOW = 0x4022,
@@ -144,6 +150,7 @@ enum vmx_exit_reason {
     EXIT_MONITOR = 39,
     EXIT_PAUSE = 40,
     EXIT_ENTRY_MACHINE_CHECK = 41,
+    EXIT_VIRTUALIZED_EOI = 45,
     EXIT_GDTR_IDTR = 46,
     EXIT_LDTR_TR = 47,
     EXIT_EPT_VIOLATION = 48,
@@ -154,6 +161,7 @@ enum vmx_exit_reason {
     EXIT_INVVPID = 53,
     EXIT_WBINVD = 54,
     EXIT_XSETBV = 55,
+    EXIT_APIC_WRITE = 56,
     EXIT_RDRAND = 57,
     EXIT_INVPCID = 58,
     EXIT_VMFUNC = 59,
@@ -168,6 +176,7 @@ enum vmx_exit_reason {
 #define PIN_NMI                (1u << 3)
 #define PIN_VIRTUAL_NMI        (1u << 5)
 #define PIN_PREEMPTION_TIMER   (1u << 6)
+#define PIN_POSTED_INTERRUPTS  (1u << 7)
 // Primary processor-based controls.
 #define CPU_INTERRUPT_WINDOW (1u << 2)
 #define CPU_TSC_OFFSETTING   (1u << 3)
@@ -178,6 +187,7 @@ enum vmx_exit_reason {
 #define CPU_CR3_STORE        (1u << 16)
 #define CPU_CR8_LOAD         (1u << 19)
 #define CPU_CR8_STORE        (1u << 20)
+#define CPU_TPR_SHADOW       (1u << 21)
 #define CPU_NMI_WINDOW       (1u << 22)
 #define CPU_UNCONDITIONAL_IO (1u << 24)
 #define CPU_MSR_BITMAPS      (1u << 28)
@@ -186,9 +196,11 @@ enum vmx_exit_reason {
 // Secondary processor-based controls.
 #define CPU2_EPT                (1u << 1)
 #define CPU2_RDTSCP             (1u << 3)
+#define CPU2_VIRTUALIZE_X2APIC  (1u << 4)
 #define CPU2_VPID               (1u << 5)
 #define CPU2_WBINVD             (1u << 6)
 #define CPU2_UNRESTRICTED_GUEST (1u << 7)
+#define CPU2_VIRTUAL_INTERRUPTS (1u << 9)
 #define CPU2_PAUSE_LOOP         (1u << 10)
 #define CPU2_INVPCID            (1u << 12)
 // Exit and entry controls.

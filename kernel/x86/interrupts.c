@@ -165,7 +165,7 @@ void irq_dispatch(unsigned vector)
         return; // never in service
     if (routes[vector & 0xff].handler != NULL)
         routes[vector & 0xff].handler(routes[vector & 0xff].context);
-    else if (vector != VECTOR_TIMER && vector != VECTOR_WAKE)
+    else if (vector != VECTOR_TIMER && vector != VECTOR_WAKE && vector != VECTOR_POSTED)
         unexpected++;
     apic_end_of_interrupt();
 }

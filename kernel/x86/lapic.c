@@ -136,6 +136,11 @@ void irq_send_wake(uint32_t cpu)
     send(cpus[cpu].apic_id, ICR_ASSERT | VECTOR_WAKE);
 }
 
+void irq_send_posted(uint32_t cpu)
+{
+    send(cpus[cpu].apic_id, ICR_ASSERT | VECTOR_POSTED);
+}
+
 void irq_send_nmi(uint32_t cpu)
 {
     send(cpus[cpu].apic_id, ICR_ASSERT | ICR_NMI);

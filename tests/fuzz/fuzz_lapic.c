@@ -7,7 +7,8 @@
 // says, and the timer never stands at a moment that has passed nor tells the VM more than once per
 // step.
 
-// sources: devices/lapic.c devices/lapic_interrupt.c devices/lapic_timer.c vm/clock.c
+// sources: devices/lapic.c devices/lapic_interrupt.c devices/lapic_virtual.c devices/lapic_timer.c
+// sources: vm/clock.c
 
 #include <stddef.h>
 #include <stdint.h>
@@ -94,7 +95,7 @@ static void on_changed(void *context, unsigned id)
     machine->changed[id]++;
 }
 
-static const struct lapic_ops ops = {on_send, on_eoi, on_changed};
+static const struct lapic_ops ops = {.send = on_send, .eoi = on_eoi, .changed = on_changed};
 
 static int slow_highest(const uint32_t *set)
 {

@@ -82,6 +82,17 @@ class Stress:
         self.commands.append(line)
         self.machine.ok(line, timeout)
 
+    def load(self, line):
+        """A command that loads a guest anew. Says whether it did: on a machine that the hog has filled it may be
+        refused, and the VM is stopped then."""
+        self.commands.append(line)
+        answer = self.machine.command(line, 300)
+        if self.hog is not None and len(answer) == 1 and answer[0].endswith("no free memory left to load it into"):
+            self.commands[-1] += "  (refused)"
+            return False
+        assert answer == ["ok"], (line, answer)
+        return True
+
     def ticks(self):
         facts = dict(x.split(": ", 1) for x in self.machine.command("host"))
         self.hz = int(facts["tsc-hz"])
@@ -173,8 +184,9 @@ class Stress:
                 f'cmdline="test=stress busy={BUSY} large={LARGE} target={TARGET} id={1 + int(name[1:])} '
                 f'seed={r.randrange(1 << 20)}"')
         self.say(line)
-        self.say(f"vm start {name}")
         self.guests[name] = Guest(name, cpus)
+        if not self.load(f"vm start {name}"):
+            self.guests[name].state = "stopped"
         self.totals["creates"] += 1
 
     def some(self, *states):
@@ -200,8 +212,8 @@ class Stress:
         if guest:
             self.read_reports(guest)
             self.collect(guest)
-            self.say(f"vm reset {guest.name}")
-            guest.state = "running" if guest.state == "running" else self.known_state(guest)
+            loaded = self.load(f"vm reset {guest.name}")
+            guest.state = "running" if loaded and guest.state == "running" else self.known_state(guest)
             self.totals["resets"] += 1
 
     def known_state(self, guest):
@@ -218,8 +230,7 @@ class Stress:
 
     def do_start(self):
         guest = self.some("stopped")
-        if guest:
-            self.say(f"vm start {guest.name}")
+        if guest and self.load(f"vm start {guest.name}"):
             guest.state = "running"
 
     def do_recreate(self):

@@ -45,7 +45,8 @@ static void record_changed(void *context, unsigned id)
     changed_count++;
 }
 
-static const struct lapic_ops recorder = {record_send, record_eoi, record_changed};
+static const struct lapic_ops recorder = {
+    .send = record_send, .eoi = record_eoi, .changed = record_changed};
 
 static inline void set_time(uint64_t tsc)
 {

@@ -200,6 +200,7 @@ static void test_defaults(void **state)
     assert_int_equal(got.host.reserve, 16 * MIB);
     assert_true(got.host.overcommit);
     assert_false(got.host.auto_balloon);
+    assert_true(got.host.apicv);
 }
 
 static void test_sizes(void **state)
@@ -465,19 +466,20 @@ static void test_host(void **state)
         // The section is left out as a whole.
         assert_int_equal(got.host.reserve, 16 * MIB);
     }
-    parse("[host]\nreserve = 32M\novercommit = off\nauto-balloon = on\n"
+    parse("[host]\nreserve = 32M\novercommit = off\nauto-balloon = on\napicv = off\n"
           "files = \\guests\\extra\nfiles = /guests/EXTRA/\nfiles = \\guests\\vmlinuz\n");
     assert_int_equal(got.errors, 0);
     assert_string_equal(got.text, "");
     assert_int_equal(got.host.reserve, 32 * MIB);
     assert_false(got.host.overcommit);
     assert_true(got.host.auto_balloon);
+    assert_false(got.host.apicv);
     expect_error("[host]\nfiles = \\guests\\ext\n",
                  "fusor.conf:2: \\guests\\ext was not loaded at boot\n");
     expect_error("[host]\nreserve = 2G\n", "fusor.conf:2: reserve: expected at most 262144K, "
                                            "1/4 of this machine's memory, got \"2G\"\n");
     expect_error("[host]\nmemory = 2G\n", "fusor.conf:2: unknown key \"memory\", expected one of: "
-                                          "console reserve overcommit auto-balloon files\n");
+                                          "console reserve overcommit auto-balloon files apicv\n");
     expect_error(
         "[host]\n[host]\nreserve = 1M\n",
         "fusor.conf:2: duplicate section: expected one [host], the first stands in line 1\n");

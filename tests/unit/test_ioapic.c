@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The I/O APIC, alone and together with a LAPIC.
 
-// sources: devices/ioapic.c devices/lapic.c devices/lapic_interrupt.c devices/lapic_timer.c
+// sources: devices/ioapic.c devices/lapic.c devices/lapic_interrupt.c devices/lapic_virtual.c
+// sources: devices/lapic_timer.c
 
 // sources: vm/bus.c vm/clock.c
 
@@ -227,7 +228,8 @@ static void eoi_to_ioapic(void *context, uint8_t vector)
 static void together(void **state)
 {
     (void)state;
-    static const struct lapic_ops ops = {record_send, eoi_to_ioapic, record_changed};
+    static const struct lapic_ops ops = {
+        .send = record_send, .eoi = eoi_to_ioapic, .changed = record_changed};
     start(false);
     lapic.ops = &ops;
     bus_init(&bus);

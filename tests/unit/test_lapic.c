@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The LAPIC's registers, priorities, errors, IPIs and mode switches (SDM vol. 3, chapter 11).
 
-// sources: devices/lapic.c devices/lapic_interrupt.c devices/lapic_timer.c vm/clock.c
+// sources: devices/lapic.c devices/lapic_interrupt.c devices/lapic_virtual.c devices/lapic_timer.c
+// vm/clock.c
 
 // sources: tests/fuzz/fuzz_lapic.c
 

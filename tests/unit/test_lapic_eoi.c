@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// sources: devices/lapic.c devices/lapic_interrupt.c devices/lapic_timer.c vm/clock.c
-// KVM's PV EOI beside a guest without: the same interrupts at the same moments must be taken in the
-// same order, none must be left behind, and the EOIs in memory must save exits.
+// sources: devices/lapic.c devices/lapic_interrupt.c devices/lapic_virtual.c devices/lapic_timer.c
+// sources: vm/clock.c
+// KVM's PV EOI beside a guest without: the same interrupts at the same moments must be
+// taken in the same order, none must be left behind, and the EOIs in memory must save exits.
 #include "lapic_machine.h"
 
 #include <stdlib.h>
@@ -224,7 +225,7 @@ static void no_eoi(void *context, uint8_t vector)
 
 static void make(struct guest *g, struct lapic *l, uint8_t *eoi_byte)
 {
-    static const struct lapic_ops ops = {record_send, no_eoi, told};
+    static const struct lapic_ops ops = {.send = record_send, .eoi = no_eoi, .changed = told};
     *g = (struct guest){.l = l};
     lapic_init(l, 0, &clock_, &timers, &ops, g);
     assert_int_equal(lapic_write_msr(l, BASE, LAYOUT_LAPIC | X2APIC), 0);

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The LAPIC's timer (SDM vol. 3, 11.5.4).
 
-// sources: devices/lapic.c devices/lapic_interrupt.c devices/lapic_timer.c vm/clock.c
+// sources: devices/lapic.c devices/lapic_interrupt.c devices/lapic_virtual.c devices/lapic_timer.c
+// vm/clock.c
 
 #include "lapic_machine.h"
 

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// sources: devices/lapic.c devices/lapic_interrupt.c devices/lapic_timer.c devices/ioapic.c
-// sources: devices/pic.c devices/pit.c devices/rtc.c devices/calendar.c devices/uart.c
-// sources: devices/power_control.c devices/mmio.c devices/decode.c devices/emulate.c
-// sources: vm/bus.c vm/clock.c vm/vcpu_ops.c vm/kvm_guest.c kernel/format.c kernel/lock.c
+// sources: devices/lapic.c devices/lapic_interrupt.c devices/lapic_virtual.c devices/lapic_timer.c
+// sources: devices/ioapic.c devices/pic.c devices/pit.c devices/rtc.c devices/calendar.c
+// sources: devices/uart.c devices/power_control.c devices/mmio.c devices/decode.c
+// sources: devices/emulate.c vm/bus.c vm/clock.c vm/vcpu_ops.c vm/kvm_guest.c
+// sources: kernel/format.c kernel/lock.c
 // The PC with several vCPUs: who gets which interrupt, whose page the LAPIC's is, INIT and STARTUP,
 // whose timer wakes whom, when guest time stands still, KVM's PV EOI. The vCPUs are pretended: what
 // they are told is written down.
@@ -32,6 +33,7 @@ const struct vm_platform_ops *vm_platform;
 static struct vm *vm;
 static struct vcpu vcpu[VM_CPUS_MAX];
 static unsigned notified[VM_CPUS_MAX], timer_told[VM_CPUS_MAX], startup_told[VM_CPUS_MAX];
+static unsigned posted_told[VM_CPUS_MAX];
 static enum vm_request asked;
 
 void vm_set_platform(const struct vm_platform_ops *platform)
@@ -66,6 +68,18 @@ void vcpu_notify_timer(struct vcpu *v)
 {
     timer_told[v->id]++;
     v->retime = 1;
+}
+
+void vcpu_notify_posted(struct vcpu *v)
+{
+    posted_told[v->id]++;
+}
+
+static bool posts;
+
+bool vmx_posts_interrupts(void)
+{
+    return posts;
 }
 
 void vcpu_notify_startup(struct vcpu *v)
@@ -203,6 +217,7 @@ static void forget(void)
     memset(notified, 0, sizeof(notified));
     memset(timer_told, 0, sizeof(timer_told));
     memset(startup_told, 0, sizeof(startup_told));
+    memset(posted_told, 0, sizeof(posted_told));
     asked = VM_REQUEST_NONE;
 }
 
@@ -905,6 +920,86 @@ static void kvm_ipis_and_eoi(void **state)
     assert_int_equal(pins, 0);
 }
 
+// --- Virtual-interrupt delivery ---
+
+static struct vapic vapics[CPUS];
+
+static struct vcpu_apic sync(unsigned i)
+{
+    struct vcpu_apic apic = {0};
+    vcpu[i].ops->sync_apic(&vcpu[i], &apic);
+    vcpu[i].apicv = apic.on; // as vmx/apicv.c does
+    return apic;
+}
+
+static void the_cpu_delivers(void **state)
+{
+    (void)state;
+    posts = true;
+    start_all();
+    for (unsigned i = 0; i < CPUS; i++)
+        vcpu[i].vapic = &vapics[i];
+    assert_false(sync(1).on);
+    // What waits in xAPIC mode goes along.
+    send_x(0, 1, 0x4044);
+    to_x2apic(0);
+    to_x2apic(1);
+    struct vcpu_apic apic = sync(1);
+    assert_true(apic.on && apic.reload && apic.changed);
+    assert_int_equal(apic.requested, 0x44);
+    assert_int_equal(vcpu[1].ops->interrupt(&vcpu[1], false), -1); // nobody injects it
+    apic = sync(1);
+    assert_true(apic.on && !apic.reload && !apic.changed);
+    // An IPI is posted.
+    forget();
+    send_x2(0, 1, 0x4045);
+    assert_int_equal(posted_told[1], 1);
+    assert_int_equal(notified[1], 0);
+    // One that halts wakes only for what its TPR lets through.
+    assert_false(sync(1).wakes);
+    vcpu[1].halted = true;
+    assert_true(sync(1).wakes);
+    vcpu[1].ops->set_cr8(&vcpu[1], 4);
+    assert_int_equal(vcpu[1].ops->get_cr8(&vcpu[1]), 4);
+    assert_false(sync(1).wakes);
+    vcpu[1].halted = false;
+    // A level-triggered one asks for its EOI, upon which it comes again.
+    struct platform *p = vm->platform;
+    forget();
+    ioapic_entry(LAYOUT_SCI, UINT64_C(1) << 56 | 0x8062);
+    spin_lock(&vm->device_lock);
+    set_irq(p, LAYOUT_SCI, true);
+    spin_unlock(&vm->device_lock);
+    assert_int_equal(notified[1], 1);
+    assert_int_equal(posted_told[1], 0);
+    apic = sync(1);
+    assert_true(apic.reload && apic.requested == 0x62);
+    assert_true((apic.levels[3] >> 2 & 1) != 0);
+    vapics[1].reg[VAPIC_IRR + 3].value = 0; // the CPU delivers it, and the guest ends it
+    forget();
+    vcpu[1].ops->virtual_eoi(&vcpu[1], 0x62);
+    assert_int_equal(posted_told[1], 1);
+    assert_int_equal(sync(1).requested, 0x62);
+    spin_lock(&vm->device_lock);
+    set_irq(p, LAYOUT_SCI, false);
+    spin_unlock(&vm->device_lock);
+    // INIT clears it, and the CPU is told so.
+    send_x2(0, 1, 0x4500);
+    uint8_t vector;
+    assert_int_equal(vcpu[1].ops->take_startup(&vcpu[1], &vector), VCPU_GOT_INIT);
+    apic = sync(1);
+    assert_true(apic.on && apic.reload);
+    assert_int_equal(apic.requested, 0);
+    assert_int_equal(apic.levels[3], 0);
+    // Out of x2APIC mode nothing of it is left; and a reset leaves it.
+    assert_int_equal(vcpu[1].ops->write_msr(&vcpu[1], MSR_BASE, LAYOUT_LAPIC), 0);
+    assert_false(sync(1).on);
+    assert_true(sync(0).on);
+    vm_platform->reset(vm);
+    assert_false(sync(0).on);
+    posts = false;
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -922,6 +1017,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(one_vcpu, set_up, tear_down),
         cmocka_unit_test_setup_teardown(sixteen_vcpus, set_up, tear_down),
         cmocka_unit_test_setup_teardown(kvm_ipis_and_eoi, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(the_cpu_delivers, set_up, tear_down),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

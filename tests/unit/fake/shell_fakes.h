@@ -192,6 +192,11 @@ void vmx_trace_exits(bool on)
     exits_traced = on;
 }
 
+const char *vmx_apicv_state(void)
+{
+    return "on";
+}
+
 void *heap_alloc(size_t size)
 {
     return calloc(1, size);
