@@ -5,6 +5,7 @@
 #   make lint       warnings, formatting, static analysis
 #   make test       set-up, lint, unit, system tests          make test-full   and the slow matrices
 #   make bench      figures, counted in Bochs                 make stress SECONDS=N   everything at once, at random
+#   make fuzz SECONDS=N   parsers, decoder, devices and calls with random input, N seconds each
 #   make clean
 
 BUILD   := build

@@ -33,7 +33,8 @@ enum vm_request {
     VM_REQUEST_EXIT
 };
 
-// Frames the guest touched before its 2 MiB range becomes one large page (vm/memory.c says why).
+// Frames the guest touched before its 2 MiB range becomes one large page (vm/memory_large.c says
+// why).
 #define VM_PROMOTE_TOUCHES 448u
 #define VM_RANGE_DONE      UINT16_MAX // promoted, split again, or not worth trying
 
@@ -184,7 +185,7 @@ struct vm_memory_ops {
 };
 void vm_set_memory_ops(const struct vm_memory_ops *ops); // once, at init
 
-// vm/memory.c
+// vm/memory.c, vm/memory_large.c
 enum vm_area { VM_AREA_NONE, VM_AREA_RAM, VM_AREA_ROM };
 enum vm_area vm_area_of(const struct vm *vm, gfn_t gfn);
 // The n-th page of memory, which has the hole below 4 GiB in it, and back. The first pages and the

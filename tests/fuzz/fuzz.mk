@@ -1,6 +1,6 @@
-# Fuzzing on the host: make fuzz SECONDS=60 runs each tests/fuzz/fuzz_NAME.c for so long. As in unit tests, its
-# lines "// sources: a.c b.c" say which files of the house it compiles, "// libs: -lfoo" what it links, and
-# fuzz_NAME.dict, if there is one, names words worth trying. What was found useful is kept in
+# Fuzzing on the host: make fuzz SECONDS=60 runs each tests/fuzz/fuzz_NAME.c for so long (60 is the default). As in
+# unit tests, its lines "// sources: a.c b.c" say which files of the house it compiles, "// libs: -lfoo" what it links,
+# and fuzz_NAME.dict, if there is one, names words worth trying. What was found useful is kept in
 # build/fuzz/NAME.corpus; an input that fails is left in build/fuzz and named.
 
 FUZZ_CC     := clang
@@ -8,7 +8,6 @@ FUZZ_CFLAGS := -std=gnu17 -O1 -g -fno-omit-frame-pointer -fsanitize=fuzzer,addre
 	-fno-sanitize-recover=all -DFUSOR_DEBUG=1 -Itests/unit/fake -Itests/unit $(INCLUDES)
 FUZZ_TESTS  := $(wildcard tests/fuzz/fuzz_*.c)
 FUZZ_BIN    := $(FUZZ_TESTS:tests/fuzz/%.c=$(BUILD)/fuzz/%)
-SECONDS     ?= 60
 
 .PHONY: fuzz
 fuzz: $(FUZZ_BIN)
@@ -16,7 +15,7 @@ fuzz: $(FUZZ_BIN)
 		mkdir -p $$f.corpus; \
 		dict=tests/fuzz/$$(basename $$f).dict; \
 		[ -e $$dict ] && dict=-dict=$$dict || dict=; \
-		$$f -max_total_time=$(SECONDS) -max_len=20000 -timeout=10 -verbosity=0 -print_final_stats=1 \
+		$$f -max_total_time=$(or $(SECONDS),60) -max_len=20000 -timeout=10 -verbosity=0 -print_final_stats=1 \
 			-artifact_prefix=$$f- $$dict $$f.corpus || exit 1; \
 	done
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """A Fusor machine in an emulator, driven through its serial console."""
+import contextlib
 import os
 import re
 import signal
@@ -13,7 +14,12 @@ import pexpect.fdpexpect
 ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".."))
 BUILD = os.path.join(ROOT, "build")
 PROMPT = "fusor> "
-BARE = os.path.join(BUILD, "guest", "bare.bin")
+GUEST = os.path.join(BUILD, "guest")
+BARE = os.path.join(GUEST, "bare.bin")
+# What an image takes of files, (destination, source).
+BARE_FILES = (("guests/bare.bin", BARE),)
+DEBIAN_FILES = (("guests/vmlinuz", os.path.join(GUEST, "vmlinuz")),
+                ("guests/initrd.img", os.path.join(GUEST, "initrd.img")))
 
 
 def make_image(path, config, files=()):
@@ -175,3 +181,15 @@ class Machine:
         self.socket.close()
         self.transcript.close()
         self.log.close()
+
+
+@contextlib.contextmanager
+def running(directory, config, files=BARE_FILES, prompt=300, **options):
+    """A Machine with these options at its first prompt, from an image that is made in `directory`. At the end it is
+    switched off by its own command, which must work; after a failure it is only closed."""
+    machine = Machine(make_image(os.path.join(directory, "fusor.img"), config, files), **options)
+    try:
+        yield machine.wait_prompt(prompt)
+        assert machine.power_off() == 0
+    finally:
+        machine.close()

@@ -10,8 +10,8 @@ import subprocess
 import tempfile
 
 import fusor
+from debian_guest import CMDLINE, Attached
 
-GUEST = os.path.join(fusor.BUILD, "guest")
 SOURCE = os.path.join(os.path.dirname(__file__), "guest_load.c")
 LOADS = ("sleep 1 400", "pingpong 1 2000", "clock 1 100000", "tlb 4 300", "membarrier 4 300", "lock 8 2000",
          "map 8 100", "hack 4 100", "count 8 500000")
@@ -26,7 +26,7 @@ def initrd(directory):
     archive = subprocess.run(["busybox", "cpio", "-o", "-H", "newc", "-R", "0:0"], cwd=root, check=True,
                              input=b"bin\nbin/load\n", stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout
     path = os.path.join(directory, "initrd.img")
-    with open(os.path.join(GUEST, "initrd.img"), "rb") as f, open(path, "wb") as out:
+    with open(os.path.join(fusor.GUEST, "initrd.img"), "rb") as f, open(path, "wb") as out:
         first = f.read()
         out.write(first + bytes(-len(first) % 4) + archive)
     return path
@@ -42,7 +42,6 @@ def exits(machine, name):
 
 
 def main():
-    from test_debian import CMDLINE, Attached  # it needs pytest
     parser = argparse.ArgumentParser()
     parser.add_argument("--cpus", type=int, default=2)
     parser.add_argument("--vcpus", type=int, default=4)
@@ -52,11 +51,9 @@ def main():
         config = (f"[host]\nfiles = \\guests\n[vm alpha]\nmemory = 256M\ncpus = {options.vcpus}\n"
                   "kernel = \\guests\\vmlinuz\ninitrd = \\guests\\initrd.img\n"
                   f'cmdline = "{CMDLINE} host=alpha fusor=off"\n')
-        image = fusor.make_image(os.path.join(directory, "load.img"), config, [
-            ("guests/vmlinuz", os.path.join(GUEST, "vmlinuz")), ("guests/initrd.img", initrd(directory))])
-        machine = fusor.Machine(image, memory=768, cpus=options.cpus, timeout=3600)
-        try:
-            machine.wait_prompt(400)
+        files = [("guests/vmlinuz", os.path.join(fusor.GUEST, "vmlinuz")), ("guests/initrd.img", initrd(directory))]
+        with fusor.running(directory, config, files, prompt=400,
+                           memory=768, cpus=options.cpus, timeout=3600) as machine:
             with Attached(machine, "alpha"):
                 machine.console.expect_exact("alpha:/# ", timeout=1500)
             for load in ("",) + tuple(options.loads):
@@ -70,9 +67,6 @@ def main():
                 now = exits(machine, "alpha")
                 print("  ", load or "boot", times,
                       {k: n for k, v in now.items() if (n := v - (taken.get(k, 0) if load else 0)) > 20}, flush=True)
-            machine.power_off()
-        finally:
-            machine.close()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """The part of `make stress` with Debian guests of two vCPUs, in which Fusor's driver hints, balloons and reports free
 pages, while files are written, copied, removed and their checksums verified."""
-import os
 import re
 import time
 
@@ -9,7 +8,7 @@ import pexpect
 
 import fusor
 import stress
-from test_debian import CMDLINE, GUEST, Attached
+from debian_guest import CMDLINE, Attached
 
 MEMORY_MB = 192
 BALLOON_PAGES = (64 << 20) // 4096
@@ -89,12 +88,8 @@ class DebianStress(stress.Stress):
 
 
 def run(directory, cpus, seed, seconds):
-    image = fusor.make_image(os.path.join(directory, "debian.img"), stress.CONFIG, [
-        ("guests/bare.bin", fusor.BARE), ("guests/vmlinuz", os.path.join(GUEST, "vmlinuz")),
-        ("guests/initrd.img", os.path.join(GUEST, "initrd.img"))])
-    m = fusor.Machine(image, cpus=cpus, memory=512, timeout=seconds + 7200)
-    try:
-        m.wait_prompt(900)
+    with fusor.running(directory, stress.CONFIG, fusor.BARE_FILES + fusor.DEBIAN_FILES, prompt=900,
+                       cpus=cpus, memory=512, timeout=seconds + 7200) as m:
         began = time.time()
         course = DebianStress(m, seed)
         try:
@@ -104,7 +99,4 @@ def run(directory, cpus, seed, seconds):
             print("commands:\n  " + "\n  ".join(course.commands), flush=True)
             print("transcript:", m.transcript.name, flush=True)
             raise
-        assert m.power_off() == 0
-        return row | {"cpus": cpus}
-    finally:
-        m.close()
+    return row | {"cpus": cpus}

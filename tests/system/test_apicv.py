@@ -31,16 +31,9 @@ def machine(request, bochs, tmp_path_factory):
     if request.param == "on, posted interrupts" and bochs_version() < (2, 8):
         pytest.skip("no CPU model of this Bochs has posted interrupts; those of 2.8 and later do")
     cpu, line = WAYS[request.param]
-    directory = tmp_path_factory.mktemp("apicv")
-    image = fusor.make_image(str(directory / "apicv.img"), f"[host]\n{line}files = \\guests\n",
-                             [("guests/bare.bin", fusor.BARE)])
-    m = fusor.Machine(image, cpus=2, cpu=cpu)
-    m.way = request.param
-    try:
-        yield m.wait_prompt()
-        assert m.power_off() == 0
-    finally:
-        m.close()
+    with fusor.running(tmp_path_factory.mktemp("apicv"), f"[host]\n{line}files = \\guests\n", cpus=2, cpu=cpu) as m:
+        m.way = request.param
+        yield m
 
 
 def run(machine, test, cpus):

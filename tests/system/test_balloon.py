@@ -24,15 +24,8 @@ autostart = off
 
 @pytest.fixture(scope="module")
 def machine(bochs, tmp_path_factory):
-    directory = tmp_path_factory.mktemp("balloon")
-    image = fusor.make_image(str(directory / "balloon.img"), CONFIG,
-                             [("guests/bare.bin", fusor.BARE)])
-    m = fusor.Machine(image, cpu="corei7_haswell_4770", memory=256)
-    try:
-        yield m.wait_prompt()
-        assert m.power_off() == 0
-    finally:
-        m.close()
+    with fusor.running(tmp_path_factory.mktemp("balloon"), CONFIG, cpu="corei7_haswell_4770", memory=256) as m:
+        yield m
 
 
 @pytest.fixture(params=["off", "on"])
@@ -40,14 +33,9 @@ def full_machine(bochs, tmp_path, request):
     """One with overcommit, with and without auto-balloon, in which two guests want all there is."""
     config = ("[host]\nconsole = com1:115200\nfiles = \\guests\n"
               f"auto-balloon = {request.param}\n")
-    image = fusor.make_image(str(tmp_path / "full.img"), config, [("guests/bare.bin", fusor.BARE)])
-    m = fusor.Machine(image, cpu="corei7_haswell_4770", memory=256)
-    m.automatic = request.param == "on"
-    try:
-        yield m.wait_prompt()
-        assert m.power_off() == 0
-    finally:
-        m.close()
+    with fusor.running(tmp_path, config, cpu="corei7_haswell_4770", memory=256) as m:
+        m.automatic = request.param == "on"
+        yield m
 
 
 def show(machine, name):

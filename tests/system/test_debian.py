@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Two Debian guests on two CPUs in Bochs, and the scheduler. One boot, many checks."""
-import os
 import re
 import time
 
 import pytest
 
 import fusor
+from debian_guest import CMDLINE, Attached, uptime
 
-GUEST = os.path.join(fusor.BUILD, "guest")
-CMDLINE = "console=ttyS0 nokaslr tsc=reliable cryptomgr.notests"
 CONFIG = f"""\
 [host]
 files = \\guests
@@ -30,43 +28,9 @@ cmdline = "{CMDLINE} host=beta"
 
 @pytest.fixture(scope="module")
 def machine(bochs, tmp_path_factory):
-    directory = tmp_path_factory.mktemp("debian")
-    image = fusor.make_image(str(directory / "debian.img"), CONFIG, [
-        ("guests/bare.bin", fusor.BARE), ("guests/vmlinuz", os.path.join(GUEST, "vmlinuz")),
-        ("guests/initrd.img", os.path.join(GUEST, "initrd.img"))])
-    m = fusor.Machine(image, memory=1024, cpus=2, timeout=1800)
-    try:
-        yield m.wait_prompt(400)
-        assert m.power_off() == 0
-    finally:
-        m.close()
-
-
-class Attached:
-    """The serial port of a guest, between `vm console` and Ctrl-]."""
-    marks = 0
-
-    def __init__(self, machine, name):
-        self.machine, self.name = machine, name
-
-    def __enter__(self):
-        self.machine.send(f"vm console {self.name}\r")
-        self.machine.console.expect_exact(f"vm console {self.name}\r\n")
-        return self
-
-    def __exit__(self, *exception):
-        self.machine.send("\x1d")
-        self.machine.console.expect_exact("\r\n" + fusor.PROMPT)
-
-    def shell(self, command, timeout=60):
-        """Types a command at the guest's shell and returns what it printed. The marks tell its output
-        from the replay of what an earlier command printed, and from the echo."""
-        Attached.marks += 1
-        n = Attached.marks
-        self.machine.send(f"echo B$(({n})); {command}; echo E$(({n}))\n")
-        self.machine.console.expect_exact(f"B{n}\r\n", timeout=timeout)
-        self.machine.console.expect_exact(f"E{n}\r\n", timeout=timeout)
-        return self.machine.console.before.replace("\r", "")
+    with fusor.running(tmp_path_factory.mktemp("debian"), CONFIG, fusor.BARE_FILES + fusor.DEBIAN_FILES, prompt=400,
+                       memory=1024, cpus=2, timeout=1800) as m:
+        yield m
 
 
 @pytest.mark.parametrize("name", ["alpha", "beta"])
@@ -103,11 +67,6 @@ def test_guest_time_is_true(machine):
     inside, least, most = b[1] - a[1], b[0] - a[2], b[2] - a[0]
     print(f"guest {inside:.2f} s, Fusor's clock {least:.2f} to {most:.2f} s")
     assert inside > 60 and least * 0.99 < inside < most * 1.01, (a, b)
-
-
-def uptime(machine):
-    host = dict(x.split(": ", 1) for x in machine.command("host"))
-    return float(host["uptime"].split()[0])
 
 
 def test_metrics_of_running_guests(machine):

@@ -8,7 +8,7 @@ import re
 import pytest
 
 import fusor
-from test_debian import CMDLINE, GUEST, uptime
+from debian_guest import CMDLINE, uptime
 from test_debian_balloon import MIB, healthy, shell, show, wait, wait_up
 
 CONFIG = "[host]\nfiles = \\guests\nauto-balloon = on\n" + "".join(f"""
@@ -27,16 +27,9 @@ MINIMUM = 128 * MIB # memory-min is half of the memory
 
 @pytest.fixture(scope="module")
 def machine(bochs, tmp_path_factory):
-    directory = tmp_path_factory.mktemp("debian_auto_balloon")
-    image = fusor.make_image(str(directory / "debian.img"), CONFIG, [
-        ("guests/vmlinuz", os.path.join(GUEST, "vmlinuz")),
-        ("guests/initrd.img", os.path.join(GUEST, "initrd.img"))])
-    m = fusor.Machine(image, memory=384, cpus=int(os.environ.get("AUTO_CPUS", "2")), timeout=1200)
-    try:
-        yield m.wait_prompt(400)
-        assert m.power_off() == 0
-    finally:
-        m.close()
+    with fusor.running(tmp_path_factory.mktemp("debian_auto_balloon"), CONFIG, fusor.DEBIAN_FILES, prompt=400,
+                       memory=384, cpus=int(os.environ.get("AUTO_CPUS", "2")), timeout=1200) as m:
+        yield m
 
 
 def decisions(machine):

@@ -9,7 +9,7 @@ import time
 import pytest
 
 import fusor
-from test_debian import CMDLINE, GUEST, Attached
+from debian_guest import CMDLINE, Attached
 from test_debian_fusion import healthy, wait_up
 
 NAMES = ["alpha", "beta", "gamma"]
@@ -39,10 +39,10 @@ def make_kexec_initrd(directory):
     subprocess.run(["gcc", "-std=gnu17", "-Wall", "-Wextra", "-Werror", "-O2", "-s", "-static", source, "-o",
                     os.path.join(root, "kexec", "kexec")], check=True)
     for name in ("vmlinuz", "initrd.img"):
-        os.symlink(os.path.join(GUEST, name), os.path.join(root, "kexec", name))
+        os.symlink(os.path.join(fusor.GUEST, name), os.path.join(root, "kexec", name))
     archive = subprocess.run("find . | cpio -o -L -H newc -R 0:0 | gzip -1n", shell=True, check=True, cwd=root,
                              stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout
-    with open(path, "wb") as out, open(os.path.join(GUEST, "initrd.img"), "rb") as first:
+    with open(path, "wb") as out, open(os.path.join(fusor.GUEST, "initrd.img"), "rb") as first:
         out.write(first.read() + archive)
     return path
 
@@ -50,16 +50,10 @@ def make_kexec_initrd(directory):
 @pytest.fixture(scope="module")
 def machine(bochs, tmp_path_factory):
     directory = tmp_path_factory.mktemp("debian_balloon")
-    image = fusor.make_image(str(directory / "debian.img"), CONFIG, [
-        ("guests/vmlinuz", os.path.join(GUEST, "vmlinuz")),
-        ("guests/initrd.img", os.path.join(GUEST, "initrd.img")),
-        ("guests/kexec.img", make_kexec_initrd(str(directory)))])
-    m = fusor.Machine(image, memory=1024, cpus=int(os.environ.get("BALLOON_CPUS", "2")), timeout=1800)
-    try:
-        yield m.wait_prompt(400)
-        assert m.power_off() == 0
-    finally:
-        m.close()
+    files = fusor.DEBIAN_FILES + (("guests/kexec.img", make_kexec_initrd(str(directory))),)
+    with fusor.running(directory, CONFIG, files, prompt=400,
+                       memory=1024, cpus=int(os.environ.get("BALLOON_CPUS", "2")), timeout=1800) as m:
+        yield m
 
 
 def shell(machine, name, command, timeout=120):

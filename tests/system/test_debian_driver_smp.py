@@ -9,7 +9,7 @@ import time
 import pytest
 
 import fusor
-from test_debian import CMDLINE, GUEST, Attached, uptime
+from debian_guest import CMDLINE, Attached, uptime
 from test_debian_fusion import DRIVER, healthy, wait_up
 
 NAMES = {"alpha": 4, "beta": 2}
@@ -29,16 +29,9 @@ state = {}
 
 @pytest.fixture(scope="module")
 def machine(bochs, tmp_path_factory):
-    directory = tmp_path_factory.mktemp("debian_driver_smp")
-    image = fusor.make_image(str(directory / "debian.img"), CONFIG, [
-        ("guests/vmlinuz", os.path.join(GUEST, "vmlinuz")),
-        ("guests/initrd.img", os.path.join(GUEST, "initrd.img"))])
-    m = fusor.Machine(image, memory=768, cpus=int(os.environ.get("DRIVER_SMP_CPUS", "1")), timeout=2400)
-    try:
-        yield m.wait_prompt(400)
-        assert m.power_off() == 0
-    finally:
-        m.close()
+    with fusor.running(tmp_path_factory.mktemp("debian_driver_smp"), CONFIG, fusor.DEBIAN_FILES, prompt=400,
+                       memory=768, cpus=int(os.environ.get("DRIVER_SMP_CPUS", "1")), timeout=2400) as m:
+        yield m
 
 
 def shell(machine, name, command, timeout=300):

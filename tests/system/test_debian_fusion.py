@@ -8,7 +8,7 @@ import time
 import pytest
 
 import fusor
-from test_debian import CMDLINE, GUEST, Attached, uptime
+from debian_guest import CMDLINE, Attached, uptime
 
 NAMES = ["alpha", "beta", "gamma", "delta"]
 CONFIG = "[host]\nfiles = \\guests\n" + "".join(f"""
@@ -29,16 +29,9 @@ AIM_TICKS = 300e6     # from the first hint until 95 % of that
 
 @pytest.fixture(scope="module")
 def machine(bochs, tmp_path_factory):
-    directory = tmp_path_factory.mktemp("debian_fusion")
-    image = fusor.make_image(str(directory / "debian.img"), CONFIG, [
-        ("guests/vmlinuz", os.path.join(GUEST, "vmlinuz")),
-        ("guests/initrd.img", os.path.join(GUEST, "initrd.img"))])
-    m = fusor.Machine(image, memory=1280, cpus=int(os.environ.get("FUSION_CPUS", "2")), timeout=2400)
-    try:
-        yield m.wait_prompt(400)
-        assert m.power_off() == 0
-    finally:
-        m.close()
+    with fusor.running(tmp_path_factory.mktemp("debian_fusion"), CONFIG, fusor.DEBIAN_FILES, prompt=400,
+                       memory=1280, cpus=int(os.environ.get("FUSION_CPUS", "2")), timeout=2400) as m:
+        yield m
 
 
 def wait_up(machine, name):

@@ -7,7 +7,7 @@ import pytest
 
 import fusor
 import guest_load
-from test_debian import CMDLINE, GUEST, Attached
+from debian_guest import CMDLINE, Attached
 
 CPUS = 4
 CONFIG = f"""\
@@ -26,15 +26,10 @@ cmdline = "{CMDLINE} host=alpha"
 @pytest.fixture(scope="module")
 def machine(bochs, tmp_path_factory):
     directory = tmp_path_factory.mktemp("debian_smp")
-    image = fusor.make_image(str(directory / "debian.img"), CONFIG, [
-        ("guests/vmlinuz", os.path.join(GUEST, "vmlinuz")),
-        ("guests/initrd.img", guest_load.initrd(str(directory)))])
-    m = fusor.Machine(image, memory=768, cpus=2, timeout=1800)
-    try:
-        yield m.wait_prompt(400)
-        assert m.power_off() == 0
-    finally:
-        m.close()
+    files = [("guests/vmlinuz", os.path.join(fusor.GUEST, "vmlinuz")),
+             ("guests/initrd.img", guest_load.initrd(str(directory)))]
+    with fusor.running(directory, CONFIG, files, prompt=400, memory=768, cpus=2, timeout=1800) as m:
+        yield m
 
 
 def healthy(guest):

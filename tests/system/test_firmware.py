@@ -25,10 +25,8 @@ def test_usb_four_cpus_and_six_gib(qemu, tmp_path):
     """Started from a USB stick in console-only mode: the whole kernel on a machine with ACPI and xAPIC."""
     marker = tmp_path / "console-only"
     marker.write_text("")
-    image = fusor.make_image(str(tmp_path / "b.img"), CONFIG, [("fusor/console-only", str(marker))])
-    m = fusor.Machine(image, engine="qemu", memory=6144, cpus=4, timeout=300, arguments=["--usb"])
-    try:
-        m.wait_prompt(200)
+    with fusor.running(tmp_path, CONFIG, [("fusor/console-only", str(marker))], prompt=200, engine="qemu",
+                       memory=6144, cpus=4, timeout=300, arguments=["--usb"]) as m:
         assert re.search(r"4 CPUs", m.boot_text)
         facts = dict(x.split(": ", 1) for x in m.command("host"))
         assert facts["cpus-online"] == "4"
@@ -39,6 +37,3 @@ def test_usb_four_cpus_and_six_gib(qemu, tmp_path):
         m.command("log")
         m.send("reboot\r")
         m.console.expect_exact(fusor.PROMPT, timeout=200)
-        assert m.power_off() == 0
-    finally:
-        m.close()

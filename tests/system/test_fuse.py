@@ -20,16 +20,9 @@ PAGES = 1024
 
 @pytest.fixture(scope="module")
 def machine(bochs, tmp_path_factory):
-    directory = tmp_path_factory.mktemp("fuse")
-    image = fusor.make_image(str(directory / "fuse.img"), CONFIG, [("guests/bare.bin", fusor.BARE)])
-    m = fusor.Machine(image, cpu="corei7_haswell_4770")
-    try:
-        m.wait_prompt()
+    with fusor.running(tmp_path_factory.mktemp("fuse"), CONFIG, cpu="corei7_haswell_4770") as m:
         assert "fusion-engine: avx2" in m.command("host")
         yield m
-        assert m.power_off() == 0
-    finally:
-        m.close()
 
 
 @pytest.fixture

@@ -12,16 +12,10 @@ PAGES = 1024
 
 @pytest.mark.parametrize("cpus,rounds", [(2, 4), (4, 3)])
 def test_stress(bochs, tmp_path, cpus, rounds):
-    image = fusor.make_image(str(tmp_path / "smp.img"), CONFIG, [("guests/bare.bin", fusor.BARE)])
-    m = fusor.Machine(image, cpus=cpus, cpu="corei7_haswell_4770")
-    try:
-        m.wait_prompt(600)
+    with fusor.running(tmp_path, CONFIG, prompt=600, cpus=cpus, cpu="corei7_haswell_4770") as m:
         a, b = (FuseGuest(m, x, more=f"cpus={cpus}") for x in "ab")
         writes_together(m, a, b)
         stress(m, a, b, rounds)
-        assert m.power_off() == 0
-    finally:
-        m.close()
 
 
 def writes_together(machine, a, b):

@@ -13,14 +13,8 @@ files   = \\guests
 
 @pytest.fixture(scope="module")
 def machine(bochs, tmp_path_factory):
-    directory = tmp_path_factory.mktemp("fusion")
-    image = fusor.make_image(str(directory / "fusion.img"), CONFIG, [("guests/bare.bin", fusor.BARE)])
-    m = fusor.Machine(image, cpu="corei7_haswell_4770")
-    try:
-        yield m.wait_prompt()
-        assert m.power_off() == 0
-    finally:
-        m.close()
+    with fusor.running(tmp_path_factory.mktemp("fusion"), CONFIG, cpu="corei7_haswell_4770") as m:
+        yield m
 
 
 def hypercall_guest(machine, more="", options=""):

@@ -64,15 +64,9 @@ def machine(request, bochs, tmp_path_factory):
     short.write_bytes(bare[:4096])
     fat = directory / "fat.img"
     fat.write_bytes(os.urandom(12 << 20))
-    image = fusor.make_image(str(directory / "guests.img"), CONFIG, [
-        ("guests/bare.bin", fusor.BARE), ("guests/short.bin", str(short)),
-        ("guests/fat.img", str(fat))])
-    m = fusor.Machine(image, cpu=request.param)
-    try:
-        yield m.wait_prompt()
-        assert m.power_off() == 0
-    finally:
-        m.close()
+    files = fusor.BARE_FILES + (("guests/short.bin", str(short)), ("guests/fat.img", str(fat)))
+    with fusor.running(directory, CONFIG, files, cpu=request.param) as m:
+        yield m
 
 
 def values(lines, name, **wanted):

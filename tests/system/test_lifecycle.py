@@ -19,15 +19,10 @@ PEERS = ("one", "two")
 
 @pytest.fixture(scope="module")
 def machine(bochs, tmp_path_factory):
-    directory = tmp_path_factory.mktemp("lifecycle")
-    image = fusor.make_image(str(directory / "lifecycle.img"), CONFIG, [("guests/bare.bin", fusor.BARE)])
-    m = fusor.Machine(image, memory=256 + 2 * LARGE, cpus=CPUS, cpu="corei7_haswell_4770")
-    try:
-        yield m.wait_prompt()
+    with fusor.running(tmp_path_factory.mktemp("lifecycle"), CONFIG,
+                       memory=256 + 2 * LARGE, cpus=CPUS, cpu="corei7_haswell_4770") as m:
+        yield m
         assert not [x for x in m.command("log error") if "watchdog" in x]
-        assert m.power_off() == 0
-    finally:
-        m.close()
 
 
 def create(machine, name, test, cpus=1, more="", memory="16M"):

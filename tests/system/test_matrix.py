@@ -12,10 +12,7 @@ CONFIG = "[host]\nfiles = \\guests\n"
     ("corei7_icelake_u", 1), ("corei7_icelake_u", 2), ("corei3_cnl", 1), ("broadwell_ult", 2),
     ("corei5_arrandale_m520", 1)])
 def test_model(bochs, tmp_path, cpu, cpus):
-    image = fusor.make_image(str(tmp_path / "m.img"), CONFIG, [("guests/bare.bin", fusor.BARE)])
-    m = fusor.Machine(image, memory=1024, cpus=cpus, cpu=cpu)
-    try:
-        m.wait_prompt(600)
+    with fusor.running(tmp_path, CONFIG, prompt=600, memory=1024, cpus=cpus, cpu=cpu) as m:
         facts = dict(x.split(": ", 1) for x in m.command("host"))
         assert facts["cpus-online"] == str(cpus)
         assert facts["writable-executable-mappings"] == "0"
@@ -33,6 +30,3 @@ def test_model(bochs, tmp_path, cpu, cpus):
             m.ok(f"vm destroy spin{i}")
         after = m.metrics()
         assert after["host", "RAM/VMM/Private"] == before["host", "RAM/VMM/Private"] == 0
-        assert m.power_off() == 0
-    finally:
-        m.close()

@@ -14,14 +14,8 @@ CONFIG = "[host]\nfiles = \\guests\n"
 
 @pytest.fixture(scope="module")
 def machine(bochs, tmp_path_factory):
-    directory = tmp_path_factory.mktemp("smp")
-    image = fusor.make_image(str(directory / "smp.img"), CONFIG, [("guests/bare.bin", fusor.BARE)])
-    m = fusor.Machine(image, cpus=2, cpu="corei7_haswell_4770")
-    try:
-        yield m.wait_prompt()
-        assert m.power_off() == 0
-    finally:
-        m.close()
+    with fusor.running(tmp_path_factory.mktemp("smp"), CONFIG, cpus=2, cpu="corei7_haswell_4770") as m:
+        yield m
 
 
 def create(machine, name, test, cpus, more=""):

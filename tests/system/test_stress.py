@@ -11,10 +11,7 @@ STEPS = 20  # this seed has nearly every command among its first
 
 
 def test_stress(bochs, tmp_path):
-    image = fusor.make_image(str(tmp_path / "stress.img"), stress.CONFIG, [("guests/bare.bin", fusor.BARE)])
-    m = fusor.Machine(image, cpus=CPUS, cpu="corei7_haswell_4770", memory=192)
-    try:
-        m.wait_prompt(600)
+    with fusor.running(tmp_path, stress.CONFIG, prompt=600, cpus=CPUS, cpu="corei7_haswell_4770", memory=192) as m:
         # A census takes 10 s of the machine's time, which is most of this test's.
         row = stress.Stress(m, SEED, census=False).run(600, steps=STEPS).finish()
         print("\n" + "\n".join(stress.table([row | {"cpus": CPUS}])))
@@ -22,6 +19,3 @@ def test_stress(bochs, tmp_path):
         # There was something that could have gone wrong.
         for what in ("fused", "splits", "inflated", "reported", "shootdowns", "checks"):
             assert row[what] > 0, (what, row)
-        assert m.power_off() == 0
-    finally:
-        m.close()

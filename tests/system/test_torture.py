@@ -69,15 +69,8 @@ class Memory:
 
 @pytest.fixture(scope="module")
 def machine(bochs, tmp_path_factory):
-    directory = tmp_path_factory.mktemp("torture")
-    image = fusor.make_image(str(directory / "torture.img"), CONFIG,
-                             [("guests/bare.bin", fusor.BARE)])
-    m = fusor.Machine(image, cpu="corei7_haswell_4770", memory=256)
-    try:
-        yield m.wait_prompt()
-        assert m.power_off() == 0
-    finally:
-        m.close()
+    with fusor.running(tmp_path_factory.mktemp("torture"), CONFIG, cpu="corei7_haswell_4770", memory=256) as m:
+        yield m
 
 
 @pytest.fixture

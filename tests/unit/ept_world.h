@@ -12,6 +12,7 @@
 
 #include <cmocka.h>
 
+#include "ept_cpus.h"
 #include "ept/entry.h"
 #include "ept/ept.h"
 #include "fake.h"
@@ -98,20 +99,9 @@ static void world_start(unsigned cpu_number)
     frames_allocated = 0;
     fail_at = 0;
     locks_held = 0;
-    memset(ept_cpus, 0, sizeof(ept_cpus));
-    memset(fake_invept_singles, 0, sizeof(fake_invept_singles));
-    memset(fake_invept_alls, 0, sizeof(fake_invept_alls));
+    ept_cpus_start();
     fake_invept_hook = NULL;
     fake_relax_hook = NULL;
-    ept_features = (struct ept_features){
-        .page_2m = true,
-        .page_1g = true,
-        .accessed_dirty = true,
-        .execute_only = true,
-        .invept_single = true,
-        .invept_all = true,
-        .large_executable_safe = true,
-    };
 }
 
 static inline void world_end_ept(struct ept *ept)

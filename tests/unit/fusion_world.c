@@ -3,6 +3,8 @@
 
 #include <arch/ept.h>
 
+#include "ept_cpus.h"
+#include "fake/random.h"
 #include "kernel/heap.h"
 #include "kernel/init.h"
 #include "kernel/irq.h"
@@ -303,17 +305,6 @@ const struct vm_platform_ops *vm_platform = &platform;
 
 // --- The machine and its VMs ---
 
-static uint64_t drawn;
-
-static uint64_t draw(void)
-{
-    drawn += 0x9e3779b97f4a7c15;
-    uint64_t z = drawn;
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
-    z = (z ^ z >> 27) * 0x94d049bb133111eb;
-    return z ^ z >> 31;
-}
-
 struct frames_snapshot world_snapshot(void)
 {
     struct frames_snapshot s;
@@ -341,17 +332,7 @@ void world_start(uint64_t frames)
     frames_set_reserve(0);
     frames_add(hfn(1), frames - 1, FRAME_FREE);
     heap_init();
-    memset(ept_cpus, 0, sizeof(ept_cpus));
-    memset(fake_invept_alls, 0, sizeof(fake_invept_alls));
-    ept_features = (struct ept_features){
-        .page_2m = true,
-        .page_1g = true,
-        .accessed_dirty = true,
-        .execute_only = true,
-        .invept_single = true,
-        .invept_all = true,
-        .large_executable_safe = true,
-    };
+    ept_cpus_start();
     for (unsigned n = 0; n < WORLD_VMS; n++)
         drop_model(n);
     memset(&world, 0, sizeof(world));
@@ -370,7 +351,7 @@ void world_start(uint64_t frames)
     vm_set_overcommit(true);
 
     // As fusion/start.c does; hooks can be registered once only.
-    page_ops_init(draw);
+    page_ops_init(random64);
     memset(fusion_vms, 0, sizeof(fusion_vms));
     assert_int_equal(index_init(frames), 0);
     if (!hooks_are_set) {

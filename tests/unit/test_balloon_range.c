@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // sources: tests/unit/fusion_world.c tests/unit/fusion_guest.c tests/unit/fusion_check.c
+// sources: vm/access.c vm/memory_large.c
 // sources: vm/memory.c vm/ballooned.c vm/reserve.c vm/shortage.c
 // sources: balloon/pages.c
 // sources: fusion/backoff.c fusion/budget.c fusion/control.c fusion/fuse.c fusion/index.c

@@ -30,28 +30,7 @@ static struct boot_file boot_files[] = {
     {.path = "\\guests\\extra\\a", .status = BOOT_FILE_LOADED},
 };
 
-unsigned files_count(void)
-{
-    return (unsigned)ARRAY_SIZE(boot_files);
-}
-
-const struct boot_file *files_get(unsigned index)
-{
-    return &boot_files[index];
-}
-
-int files_find(const char *path, const uint8_t **data, uint64_t *size)
-{
-    for (unsigned i = 0; i < ARRAY_SIZE(boot_files); i++)
-        if (strcmp(path, boot_files[i].path) == 0) {
-            if (boot_files[i].status != BOOT_FILE_LOADED)
-                return E_IO;
-            *data = (const uint8_t *)"";
-            *size = boot_files[i].size;
-            return 0;
-        }
-    return E_NOENT;
-}
+#include "fake/boot_files.h"
 
 void frames_snapshot(struct frames_snapshot *out, struct frame_account *const *accounts, size_t n,
                      uint64_t *private_out, uint64_t *shared_out)

@@ -3,32 +3,17 @@
 // sources: kernel/frame_zero.c kernel/frame_poison.c kernel/frame_account.c kernel/lock.c
 // Shared frames' counts and the accounts: each call, what it refuses, and a random run against a
 // list of sharers.
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stdlib.h>
-#include <string.h>
-
-#include <cmocka.h>
-
-#include "fake.h"
-#include "kernel/frames.h"
-#include "kernel/memory.h"
+#include "frames_machine.h"
 #include "kernel/percpu.h"
 
 #define FRAMES 512u
 #define VMS    3u
 
-static struct frame *table;
 static struct frame_account accounts[VMS];
 
 static void start(void)
 {
-    fake_machine(FRAMES * PAGE_SIZE, 2);
-    free(table);
-    table = calloc(1, frames_table_bytes(hpa(FRAMES * PAGE_SIZE)));
-    assert_non_null(table);
-    frames_init(table, hpa(FRAMES * PAGE_SIZE));
-    frames_add(hfn(1), FRAMES - 1, FRAME_FREE);
+    frames_machine(FRAMES, 2);
     memset(accounts, 0, sizeof(accounts));
 }
 
@@ -249,6 +234,6 @@ int main(void)
         cmocka_unit_test(test_random),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
-    free(table);
+    frames_machine_end();
     return failed;
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // sources: tests/unit/fusion_world.c tests/unit/fusion_guest.c tests/unit/fusion_check.c
+// sources: vm/access.c vm/memory_large.c
 // sources: vm/memory.c vm/ballooned.c vm/reserve.c vm/shortage.c
 // sources: fusion/backoff.c fusion/budget.c fusion/control.c fusion/fuse.c fusion/index.c
 // sources: fusion/index_table.c fusion/intake.c fusion/members.c fusion/page_general.c
@@ -12,24 +13,7 @@
 // libs: -Wl,--wrap=frame_alloc,--wrap=heap_alloc,--wrap=page_ops_begin,--wrap=page_ops_end
 // Two pages become one: every order of hints, writes and the ends of partners round the steps of
 // fuse.c.
-#include "fusion_world.h"
-
-#define A 0
-#define B 1
-#define C 2
-
-// Three VMs; P is the same page in A and B, and A's is remembered.
-#define P UINT64_C(600)
-
-static void start_pair(void)
-{
-    world_start(0);
-    world_vms(3);
-    fill(1, A, P, 42);
-    fill(2, B, P, 42);
-    assert_int_equal(hint(A, P), 1);
-    assert_int_equal(FIGURE(A, unmatched), 1);
-}
+#include "fusion_pair.h"
 
 static void test_two_pages(void **state)
 {

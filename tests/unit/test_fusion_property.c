@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // sources: tests/unit/fusion_world.c tests/unit/fusion_guest.c tests/unit/fusion_check.c
 // sources: tests/unit/fusion_cpus.c tests/unit/fusion_gives.c
+// sources: vm/access.c vm/memory_large.c
 // sources: vm/memory.c vm/ballooned.c vm/reserve.c vm/shortage.c balloon/pages.c
 // sources: fusion/backoff.c fusion/budget.c fusion/control.c fusion/fuse.c fusion/index.c
 // sources: fusion/index_table.c fusion/intake.c fusion/members.c fusion/page_general.c

@@ -2,41 +2,22 @@
 // sources: kernel/heap.c kernel/frames.c kernel/frame_buddy.c kernel/frame_cache.c
 // sources: kernel/frame_zero.c kernel/frame_poison.c kernel/frame_account.c kernel/lock.c
 // The heap: alignment, zeroed memory, no overlap, every frame back, exhaustion, broken use.
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <cmocka.h>
-#include <stdlib.h>
-#include <string.h>
-
-#include "fake.h"
-#include "kernel/frames.h"
+#include "frames_machine.h"
 #include "kernel/heap.h"
-#include "kernel/memory.h"
 
 #define FRAMES 2048u
-
-static struct frame *table;
 
 static int setup(void **state)
 {
     (void)state;
-    fake_machine(FRAMES * PAGE_SIZE, 2);
-    hpa_t end = hpa(FRAMES * PAGE_SIZE);
-    free(table);
-    table = calloc(1, frames_table_bytes(end));
-    frames_init(table, end);
-    frames_add(hfn(1), FRAMES - 1, FRAME_FREE);
+    frames_machine(FRAMES, 2);
     heap_init();
     return 0;
 }
 
 static uint64_t used(void)
 {
-    struct frames_snapshot s;
-    frames_snapshot(&s, NULL, 0, NULL, NULL);
-    return s.count[FRAME_FUSOR];
+    return snapshot().count[FRAME_FUSOR];
 }
 
 static bool is_byte(const void *p, size_t size, uint8_t byte)

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // sources: fusion/page_ops.c fusion/page_general.c fusion/simd_avx2.c
-// tests/unit/fake/fake.c Hash, compare and copy of pages, with vector registers (where the machine
-// has AVX2) and without.
+// Hash, compare and copy of pages, with vector registers (where the machine has AVX2) and without.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -10,25 +9,17 @@
 #include <cmocka.h>
 
 #include "fake.h"
+#include "fake/random.h"
 #include "fusion/page_key.h"
 #include "fusion/page_ops.h"
 #include "simd.h"
 
 #define SPARSE (1u << 20)
 
-static uint64_t random_state;
 // Three pages in a row; the middle one's neighbours show stray writes.
 static uint64_t pages[3][PAGE_WORDS] __attribute__((aligned(4096)));
 static uint64_t other[PAGE_WORDS] __attribute__((aligned(4096)));
 static uint64_t *const page = pages[1];
-
-static uint64_t random64(void)
-{
-    uint64_t z = random_state += UINT64_C(0x9e3779b97f4a7c15); // splitmix64
-    z = (z ^ z >> 30) * UINT64_C(0xbf58476d1ce4e5b9);
-    z = (z ^ z >> 27) * UINT64_C(0x94d049bb133111eb);
-    return z ^ z >> 31;
-}
 
 static void draw_key(uint64_t seed)
 {

@@ -12,7 +12,7 @@ from . import images
 
 sys.path.insert(0, os.path.join(images.ROOT, "tests", "system"))
 import fusor  # noqa: E402  pylint: disable=wrong-import-position
-from test_debian import CMDLINE, Attached  # noqa: E402  pylint: disable=wrong-import-position
+from debian_guest import CMDLINE, Attached  # noqa: E402  pylint: disable=wrong-import-position
 
 EXTENTS = "/sys/module/fusor/parameters/balloon_extents"
 TMPFS = "mount -t tmpfs -o size=100% tmp /tmp"

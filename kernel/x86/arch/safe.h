@@ -5,19 +5,23 @@
 
 #include "kernel/types.h"
 
+// The instruction; where it faults, 1 goes to [failed] and it has had no effect.
+#define CAUGHT(instruction)                                                                        \
+    "1: " instruction "\n"                                                                         \
+    "2:\n"                                                                                         \
+    ".pushsection .text.fixup, \"ax\"\n"                                                           \
+    "3: movl $1, %[failed]\n"                                                                      \
+    "   jmp 2b\n"                                                                                  \
+    ".popsection\n"                                                                                \
+    ".pushsection .fixups, \"a\"\n"                                                                \
+    "   .quad 1b, 3b\n"                                                                            \
+    ".popsection\n"
+
 // Both return false when the CPU answers #GP.
 static inline bool cpu_try_read_msr(uint32_t msr, uint64_t *value)
 {
     uint32_t low = 0, high = 0, failed = 0;
-    __asm__ volatile("1: rdmsr\n"
-                     "2:\n"
-                     ".pushsection .text.fixup, \"ax\"\n"
-                     "3: movl $1, %[failed]\n"
-                     "   jmp 2b\n"
-                     ".popsection\n"
-                     ".pushsection .fixups, \"a\"\n"
-                     "   .quad 1b, 3b\n"
-                     ".popsection\n"
+    __asm__ volatile(CAUGHT("rdmsr")
                      : [failed] "+r"(failed), "+a"(low), "+d"(high)
                      : "c"(msr)
                      : "memory");
@@ -28,15 +32,7 @@ static inline bool cpu_try_read_msr(uint32_t msr, uint64_t *value)
 static inline bool cpu_try_write_msr(uint32_t msr, uint64_t value)
 {
     uint32_t failed = 0;
-    __asm__ volatile("1: wrmsr\n"
-                     "2:\n"
-                     ".pushsection .text.fixup, \"ax\"\n"
-                     "3: movl $1, %[failed]\n"
-                     "   jmp 2b\n"
-                     ".popsection\n"
-                     ".pushsection .fixups, \"a\"\n"
-                     "   .quad 1b, 3b\n"
-                     ".popsection\n"
+    __asm__ volatile(CAUGHT("wrmsr")
                      : [failed] "+r"(failed)
                      : "c"(msr), "a"((uint32_t)value), "d"((uint32_t)(value >> 32))
                      : "memory");

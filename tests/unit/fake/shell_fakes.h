@@ -213,26 +213,7 @@ static struct boot_file boot_files[] = {
     {.path = "\\gone", .status = BOOT_FILE_MISSING},
 };
 
-unsigned files_count(void)
-{
-    return (unsigned)ARRAY_SIZE(boot_files);
-}
-
-const struct boot_file *files_get(unsigned index)
-{
-    return &boot_files[index];
-}
-
-int files_find(const char *path, const uint8_t **data, uint64_t *size)
-{
-    for (unsigned i = 0; i < ARRAY_SIZE(boot_files); i++)
-        if (strcmp(path, boot_files[i].path) == 0) {
-            *data = (const uint8_t *)"";
-            *size = boot_files[i].size;
-            return boot_files[i].status == BOOT_FILE_LOADED ? 0 : E_IO;
-        }
-    return E_NOENT;
-}
+#include "fake/boot_files.h"
 
 // --- log ---
 
