@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// sources: tests/unit/sched_machine.c kernel/sched.c kernel/lock.c
+// sources: tests/unit/sched_machine.c kernel/sched.c kernel/sched_group.c kernel/lock.c
 // libs: -Wl,--wrap=spin_lock
 // Sleeping, waking, deadlines, times, removal; and everything together at random.
 #include "sched_machine.h"

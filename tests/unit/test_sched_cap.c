@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// sources: tests/unit/sched_machine.c kernel/sched.c kernel/lock.c
+// sources: tests/unit/sched_machine.c kernel/sched.c kernel/sched_group.c kernel/lock.c
 // libs: -Wl,--wrap=spin_lock
 // Caps of groups, and what becomes of a group whose cap holds it back.
 #include "sched_machine.h"

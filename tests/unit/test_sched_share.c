@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// sources: tests/unit/sched_machine.c kernel/sched.c kernel/lock.c
+// sources: tests/unit/sched_machine.c kernel/sched.c kernel/sched_group.c kernel/lock.c
 // libs: -Wl,--wrap=spin_lock
 // Who gets how much of the CPUs: weights, groups, sleepers, newcomers, slices that are given away.
 #include "sched_machine.h"
