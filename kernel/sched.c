@@ -112,8 +112,8 @@ int sched_remove(struct sched_entity *e)
     spin_lock(&sched_lock);
     int status = e->state == SCHED_RUNNING ? E_BUSY : 0;
     if (status == 0) {
-        if (e->state == SCHED_RUNNABLE && !e->dead && e->group != NULL)
-            group_set_active(e->group, e->group->active - 1, time_tsc());
+        if (e->state == SCHED_RUNNABLE && !e->dead)
+            group_leave(e, time_tsc(), floor_of(e->cpu_mask));
         list_remove(&e->link);
         e->state = SCHED_BLOCKED;
         e->dead = true;
@@ -155,17 +155,13 @@ static void make_runnable(struct sched_entity *e, uint64_t now)
 {
     list_remove(&e->link);
     e->state = SCHED_RUNNABLE;
-    if (e->group != NULL)
-        group_set_active(e->group, e->group->active + 1, now);
     e->sleep_ticks += idle_time(e, now);
     e->since = now;
     e->wake_deadline = UINT64_MAX;
     // A sleeper does not save up time: it may be ahead of the others by one slice at most.
-    uint64_t slice = slice_ticks();
     uint64_t reached = floor_of(e->cpu_mask);
-    uint64_t least = reached > slice ? reached - slice : 0;
-    if (e->virtual_time < least)
-        e->virtual_time = least;
+    group_enter(e, now);
+    group_wake(e, reached, slice_ticks());
     list_push_back(&runnable, &e->link);
 }
 
@@ -224,7 +220,7 @@ void sched_set_affinity(struct sched_entity *e, uint64_t cpu_mask)
     e->cpu_mask = cpu_mask;
     // It comes to its new competitors as their equal, whatever it was where it comes from.
     uint64_t reached = floor_of(cpu_mask);
-    e->virtual_time = MIN(MAX(e->virtual_time, reached), reached + slice_ticks());
+    group_move(e, MIN(MAX(e->virtual_time, reached), reached + slice_ticks()), reached);
     if (e->state == SCHED_RUNNABLE)
         cpu = choose_cpu(e);
     else if (e->state == SCHED_RUNNING && (cpu_mask >> e->cpu & 1) == 0)
@@ -286,8 +282,10 @@ static void limit_lag(struct sched_entity *e, bool alone)
 {
     uint64_t slack = alone ? 0 : LAG_SLICES * slice_ticks();
     uint64_t reached = floor_of(e->cpu_mask);
-    if (reached > slack && e->virtual_time < reached - slack)
+    if (reached > slack && e->virtual_time < reached - slack) {
+        e->loan -= MIN(e->loan, reached - slack - e->virtual_time);
         e->virtual_time = reached - slack;
+    }
 }
 
 // Lock held. The runnable entity furthest behind that may run here; within half a slice of that,
@@ -372,7 +370,7 @@ bool sched_yield_to_group(struct sched_entity *e, uint64_t until)
     if (best != NULL) {
         uint64_t now = time_tsc();
         uint64_t rest = until > now ? until - now : 0;
-        e->virtual_time += rest * e->group->active * 100 / MAX(e->group->weight, 1u);
+        group_charge_gift(e, rest);
         e->spun = true;
         favoured[cpu] = best;
         favoured_until[cpu] = until;
@@ -386,10 +384,7 @@ bool sched_yield_to_group(struct sched_entity *e, uint64_t until)
 static uint64_t start(struct sched_entity *e, uint32_t cpu, uint64_t now)
 {
     list_remove(&e->link);
-    if (e->group != NULL) {
-        group_set_active(e->group, e->group->active, now);
-        e->load_before = e->group->load;
-    }
+    group_start(e, now);
     e->spun = false;
     e->wait_ticks += idle_time(e, now);
     e->since = now;
@@ -408,16 +403,16 @@ static void finish(struct sched_entity *e, enum sched_next next, uint32_t cpu)
     uint64_t now = time_tsc();
     uint64_t ran = now - e->since;
     bool sleeps = next == SCHED_EXIT || (next == SCHED_SLEEP && !e->wake_pending);
-    if (e->group != NULL)
-        group_set_active(e->group, e->group->active - sleeps, now);
     e->run_ticks += ran;
     if (!e->gift)
-        e->virtual_time += group_charge(e, ran);
+        group_charge(e, ran, now);
     e->gift = false;
     if (e->gives_way)
         e->virtual_time = MAX(e->virtual_time, floors[cpu]);
     e->gives_way = false;
     group_settle(e, ran);
+    if (sleeps)
+        group_leave(e, now, floor_of(e->cpu_mask));
     e->since = now;
     current[cpu] = NULL;
     if (next == SCHED_EXIT) {

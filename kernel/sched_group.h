@@ -8,12 +8,21 @@
 // Less run time (ticks) than this is not worth a switch.
 uint64_t sched_least_run_ticks(void);
 
-// From `now` on `active` entities of the group run or could.
-void group_set_active(struct sched_group *g, uint32_t active, uint64_t now);
-// The virtual time of the `ran` ticks since e->load_before was noted: with a group, the ticks of
-// each of its active entities count as if this one had run them with the whole weight. The group's
-// load is up to date.
-uint64_t group_charge(const struct sched_entity *e, uint64_t ran);
+// The entity is one of those that run or could, or no longer. `reached`: the virtual time of those
+// it competes with. Also without a group.
+void group_enter(struct sched_entity *e, uint64_t now);
+void group_leave(struct sched_entity *e, uint64_t now, uint64_t reached);
+// Where an entity that wakes up stands: at its turn, or before the others by up to `most` of
+// virtual time.
+void group_wake(struct sched_entity *e, uint64_t reached, uint64_t most);
+// It goes where it is the equal of others, or ahead of them.
+void group_move(struct sched_entity *e, uint64_t virtual_time, uint64_t reached);
+// A run begins.
+void group_start(struct sched_entity *e, uint64_t now);
+// It ends, after `ran` ticks, before group_leave(): raises the entity's virtual time.
+void group_charge(struct sched_entity *e, uint64_t ran, uint64_t now);
+// The entity, which runs, pays for another one's run of so many ticks.
+void group_charge_gift(struct sched_entity *e, uint64_t ticks);
 
 // Takes from the group's budget what `e` may run now, `most` at most; returns it.
 uint64_t group_promise(struct sched_entity *e, uint64_t most, uint64_t now);

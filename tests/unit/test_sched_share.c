@@ -97,6 +97,119 @@ static void test_group_of_sleepers(void **state)
     finish_groups();
 }
 
+// Of a VM's vCPUs some compute and others sleep and wake up, more or less often. The latter come
+// before the others, at once if they work little, but what they get so is their VM's: it has no
+// more than its share, and no less.
+static void check_calm_share(unsigned cpu_number, unsigned hogs, unsigned sleepers, uint64_t burst,
+                             uint64_t pause)
+{
+    const uint64_t time = 4000 * MS;
+    const uint64_t share = time * cpu_number / 3;
+    start(cpu_number);
+    struct sched_group *calm = group(100, 0);
+    for (unsigned i = 0; i < cpu_number; i++)
+        member(calm, NEVER, 0);
+    for (unsigned k = 0; k < 2; k++) {
+        struct sched_group *g = group(100, 0);
+        for (unsigned i = 0; i < hogs; i++)
+            member(g, NEVER, 0);
+        for (unsigned i = 0; i < sleepers; i++)
+            member(g, burst, pause + i * 7 * US);
+    }
+    simulate(time);
+    if (ran(calm) < share / 100 * 97 || ran(calm) > share / 100 * 102)
+        fail_msg("%u CPUs, %u vCPUs that work and %u that work for %lu us and sleep for %lu us: "
+                 "the calm VM gets %lu %% of its share",
+                 cpu_number, hogs, sleepers, (unsigned long)(burst / US),
+                 (unsigned long)(pause / US), (unsigned long)(ran(calm) * 100 / share));
+    finish_groups();
+}
+
+static void test_calm_beside_sleepers(void **state)
+{
+    (void)state;
+    for (unsigned cpu_number = 1; cpu_number <= 2; cpu_number++)
+        for (unsigned hogs = 1; hogs <= 4; hogs += 3)
+            for (unsigned sleepers = 1; sleepers <= 2; sleepers++)
+                for (uint64_t burst = 50 * US; burst <= 20 * MS; burst *= 7)
+                    for (uint64_t pause = 50 * US; pause <= 40 * MS; pause *= 9)
+                        check_calm_share(cpu_number, hogs, sleepers, burst, pause);
+}
+
+// An interactive vCPU beside one that computes, each VM the same on one CPU: whoever wakes up for
+// so little gets the CPU at once, and the one that computes pays for it.
+static void test_interactive_beside_work(void **state)
+{
+    (void)state;
+    start(1);
+    for (unsigned i = 0; i < 3; i++) {
+        struct sched_group *g = group(100, 0);
+        member(g, NEVER, 0);
+        member(g, 300 * US, 7 * MS + i * 130 * US);
+    }
+    simulate(4000 * MS);
+    for (unsigned i = 0; i < 6; i++) {
+        const struct actor *a = &actors[i];
+        if (a->burst == NEVER)
+            continue;
+        assert_true(a->runs > 400);
+        assert_true(a->e.wait_ticks < a->runs * 50 * US);
+    }
+    for (unsigned i = 0; i < 3; i++)
+        assert_near(ran(&groups[i]), 4000 * MS / 3, 20 * MS);
+    finish_groups();
+}
+
+// A vCPU that has a CPU for itself makes its VM get more than its share, of time nobody else
+// wanted: its sibling, which wakes up where others are, is not kept waiting for that.
+static void test_sleeper_of_lonely_vm(void **state)
+{
+    (void)state;
+    for (unsigned kind = 0; kind < 2; kind++) {
+        start(2);
+        struct sched_group *g = group(100, 0), *others[2] = {group(100, 0), group(100, 0)};
+        member(g, NEVER, 0)->e.cpu_mask = 2;
+        struct actor *s = actor(kind == 0 ? 300 * US : 9 * MS, kind == 0 ? 7 * MS : MS);
+        s->e.group = g;
+        for (unsigned i = 0; i < 2; i++)
+            member(others[i], NEVER, 0)->e.cpu_mask = 1;
+        s->e.cpu_mask = 1;
+        simulate(3000 * MS);
+        sched_wake(&s->e);
+        simulate(4000 * MS);
+        if (kind == 0)
+            assert_true(s->runs > 500 && s->e.wait_ticks < s->runs * 50 * US);
+        else // half of its VM's weight beside two whole ones
+            assert_near(s->e.run_ticks, 4000 * MS / 5, 40 * MS);
+        finish_groups();
+    }
+}
+
+// Two vCPUs that hand each other the work, one asleep at any time: never late, were it not for the
+// others. They have their half, and not all that they ask for.
+static struct actor *ping, *pong;
+
+static void wake_other(struct actor *a)
+{
+    sched_wake(a == ping ? &pong->e : &ping->e);
+}
+
+static void test_turns(void **state)
+{
+    (void)state;
+    for (uint64_t burst = 30 * US; burst <= 10 * MS; burst *= 6) {
+        start(1);
+        struct sched_group *pair = group(100, 0), *calm = group(100, 0);
+        member(calm, NEVER, 0);
+        ping = member(pair, burst, NEVER);
+        pong = member(pair, burst, NEVER);
+        ping->script = pong->script = wake_other;
+        simulate(4000 * MS);
+        assert_near(ran(calm), 2000 * MS, 40 * MS);
+        finish_groups();
+    }
+}
+
 // --- Newcomers and sleepers ---
 
 // An entity with more weight than it can use up runs ahead on its CPU. Who comes then shares with
@@ -311,6 +424,10 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_shares),
         cmocka_unit_test(test_group_shares),
         cmocka_unit_test(test_group_of_sleepers),
+        cmocka_unit_test(test_calm_beside_sleepers),
+        cmocka_unit_test(test_interactive_beside_work),
+        cmocka_unit_test(test_sleeper_of_lonely_vm),
+        cmocka_unit_test(test_turns),
         cmocka_unit_test(test_newcomer_beside_heavy),
         cmocka_unit_test(test_newcomer),
         cmocka_unit_test(test_sleeper_saves_nothing),
