@@ -161,7 +161,7 @@ static void make_runnable(struct sched_entity *e, uint64_t now)
     // A sleeper does not save up time: it may be ahead of the others by one slice at most.
     uint64_t reached = floor_of(e->cpu_mask);
     group_enter(e, now);
-    group_wake(e, reached, slice_ticks());
+    group_wake(e, now, reached, slice_ticks());
     list_push_back(&runnable, &e->link);
 }
 
@@ -404,8 +404,7 @@ static void finish(struct sched_entity *e, enum sched_next next, uint32_t cpu)
     uint64_t ran = now - e->since;
     bool sleeps = next == SCHED_EXIT || (next == SCHED_SLEEP && !e->wake_pending);
     e->run_ticks += ran;
-    if (!e->gift)
-        group_charge(e, ran, now);
+    group_charge(e, ran, now);
     e->gift = false;
     if (e->gives_way)
         e->virtual_time = MAX(e->virtual_time, floors[cpu]);

@@ -32,8 +32,10 @@ struct sched_group {
     // The integral of `active` over time, and where it was taken last. Who runs is charged with its
     // growth: the share of the weight that each of them has at that moment.
     uint64_t load, load_at;
-    uint64_t debt;       // what woken entities ran before it was the group's turn (sched_group.c)
-    uint64_t clock;      // its own virtual time: what it ran and paid in all, by its weight
+    uint64_t debt;  // what woken entities ran before it was the group's turn (sched_group.c)
+    uint64_t clock; // its own virtual time: what it ran and paid in all, by its weight
+    // Runs that the clock does not have yet: how many, and the sum of their beginnings.
+    uint64_t running, running_since;
     uint64_t used;       // of the window's budget, promises included
     uint64_t window_end; // TSC
 };

@@ -45,6 +45,14 @@ void group_enter(struct sched_entity *e, uint64_t now)
         set_active(e->group, e->group->active + 1, now);
 }
 
+// The clock with what those have run so far that run now, and will pay for it: one of them may have
+// woken, in the middle of its run, the entity whose turn is reckoned.
+static uint64_t clock_at(const struct sched_group *g, uint64_t now)
+{
+    uint64_t ran = g->running * now - g->running_since;
+    return g->clock + (ran + MIN(ran, g->debt)) * 100 / MAX(g->weight, 1u);
+}
+
 void group_leave(struct sched_entity *e, uint64_t now, uint64_t reached)
 {
     struct sched_group *g = e->group;
@@ -53,16 +61,19 @@ void group_leave(struct sched_entity *e, uint64_t now, uint64_t reached)
     if (g == NULL)
         return;
     set_active(g, g->active - 1, now);
-    e->clock_before = g->clock;
+    e->clock_before = clock_at(g, now);
 }
 
-void group_wake(struct sched_entity *e, uint64_t reached, uint64_t most)
+void group_wake(struct sched_entity *e, uint64_t now, uint64_t reached, uint64_t most)
 {
     const struct sched_group *g = e->group;
     uint64_t early = MAX(e->virtual_time, reached > most ? reached - most : 0);
     uint64_t due = e->virtual_time + e->loan;
-    if (g != NULL)
-        due = MIN(due + g->clock - e->clock_before, reached + most + e->lead);
+    if (g != NULL) {
+        uint64_t clock = clock_at(g, now);
+        due += clock - MIN(clock, e->clock_before); // some of it may have turned out to be lent
+        due = MIN(due, reached + most + e->lead);
+    }
     bool lends = g != NULL && g->debt < most;
     e->loan = due > early && lends ? due - early : 0;
     e->virtual_time = lends ? early : MAX(early, due);
@@ -77,10 +88,13 @@ void group_move(struct sched_entity *e, uint64_t virtual_time, uint64_t reached)
 
 void group_start(struct sched_entity *e, uint64_t now)
 {
-    if (e->group == NULL)
+    struct sched_group *g = e->group;
+    if (g == NULL)
         return;
-    set_active(e->group, e->group->active, now);
-    e->load_before = e->group->load;
+    set_active(g, g->active, now);
+    e->load_before = g->load;
+    g->running += !e->gift;
+    g->running_since += e->gift ? 0 : now;
 }
 
 // So many ticks, which are so much of the entity's virtual time.
@@ -88,13 +102,15 @@ static void charge(struct sched_entity *e, uint64_t ticks, uint64_t virtual_time
 {
     struct sched_group *g = e->group;
     e->virtual_time += virtual_time;
-    if (g == NULL || virtual_time == 0)
+    if (g == NULL || virtual_time == 0 || ticks == 0)
         return;
     uint64_t lent = MIN(virtual_time, e->loan);
     uint64_t borrowed = ticks * (lent * 1024 / virtual_time) / 1024; // fits for hours
     uint64_t paid = MIN(g->debt, ticks - borrowed);
     e->loan -= lent;
-    e->virtual_time += paid * MAX(g->active, 1u) * 100 / MAX(g->weight, 1u);
+    // Paid for at the rate of its own ticks, with those of the group that were active then: the
+    // others are told by the clock.
+    e->virtual_time += paid * (virtual_time * 1024 / ticks) / 1024;
     g->debt = g->debt + borrowed - paid;
     g->clock += (ticks - borrowed + paid) * 100 / MAX(g->weight, 1u);
 }
@@ -104,8 +120,10 @@ void group_charge(struct sched_entity *e, uint64_t ran, uint64_t now)
     struct sched_group *g = e->group;
     if (g == NULL) {
         charge(e, ran, ran * 100 / MAX(e->weight, 1u));
-    } else {
+    } else if (!e->gift) {
         set_active(g, g->active, now);
+        g->running--;
+        g->running_since -= now - ran;
         charge(e, ran, (g->load - e->load_before) * 100 / MAX(g->weight, 1u));
     }
 }

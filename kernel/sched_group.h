@@ -14,10 +14,10 @@ void group_enter(struct sched_entity *e, uint64_t now);
 void group_leave(struct sched_entity *e, uint64_t now, uint64_t reached);
 // Where an entity that wakes up stands: at its turn, or before the others by up to `most` of
 // virtual time.
-void group_wake(struct sched_entity *e, uint64_t reached, uint64_t most);
+void group_wake(struct sched_entity *e, uint64_t now, uint64_t reached, uint64_t most);
 // It goes where it is the equal of others, or ahead of them.
 void group_move(struct sched_entity *e, uint64_t virtual_time, uint64_t reached);
-// A run begins.
+// A run begins. What another one has paid for (e->gift) is not charged at its end.
 void group_start(struct sched_entity *e, uint64_t now);
 // It ends, after `ran` ticks, before group_leave(): raises the entity's virtual time.
 void group_charge(struct sched_entity *e, uint64_t ran, uint64_t now);
