@@ -113,7 +113,7 @@ int sched_remove(struct sched_entity *e)
     int status = e->state == SCHED_RUNNING ? E_BUSY : 0;
     if (status == 0) {
         if (e->state == SCHED_RUNNABLE && !e->dead)
-            group_leave(e, time_tsc(), floor_of(e->cpu_mask));
+            group_leave(e, time_tsc());
         list_remove(&e->link);
         e->state = SCHED_BLOCKED;
         e->dead = true;
@@ -220,7 +220,8 @@ void sched_set_affinity(struct sched_entity *e, uint64_t cpu_mask)
     e->cpu_mask = cpu_mask;
     // It comes to its new competitors as their equal, whatever it was where it comes from.
     uint64_t reached = floor_of(cpu_mask);
-    group_move(e, MIN(MAX(e->virtual_time, reached), reached + slice_ticks()), reached);
+    e->virtual_time = MIN(MAX(e->virtual_time, reached), reached + slice_ticks());
+    e->loan = 0;
     if (e->state == SCHED_RUNNABLE)
         cpu = choose_cpu(e);
     else if (e->state == SCHED_RUNNING && (cpu_mask >> e->cpu & 1) == 0)
@@ -411,7 +412,7 @@ static void finish(struct sched_entity *e, enum sched_next next, uint32_t cpu)
     e->gives_way = false;
     group_settle(e, ran);
     if (sleeps)
-        group_leave(e, now, floor_of(e->cpu_mask));
+        group_leave(e, now);
     e->since = now;
     current[cpu] = NULL;
     if (next == SCHED_EXIT) {

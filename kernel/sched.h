@@ -55,8 +55,7 @@ struct sched_entity {
     bool gives_way;  // set by the one that runs: afterwards it is owed no more than those that wait
     uint64_t virtual_time;
     uint64_t loan;          // how far its turn is ahead of that: it woke up earlier
-    uint64_t lead;          // how far its turn was ahead of the others when it fell asleep
-    uint64_t clock_before;  // group->clock then
+    uint64_t clock_before;  // group->clock when it fell asleep
     uint64_t load_before;   // group->load when this run began
     uint64_t promised;      // of the group's budget, for this run
     uint64_t run_ticks;     // sum of time on a CPU

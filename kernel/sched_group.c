@@ -53,11 +53,9 @@ static uint64_t clock_at(const struct sched_group *g, uint64_t now)
     return g->clock + (ran + MIN(ran, g->debt)) * 100 / MAX(g->weight, 1u);
 }
 
-void group_leave(struct sched_entity *e, uint64_t now, uint64_t reached)
+void group_leave(struct sched_entity *e, uint64_t now)
 {
     struct sched_group *g = e->group;
-    uint64_t due = e->virtual_time + e->loan;
-    e->lead = due > reached ? due - reached : 0;
     if (g == NULL)
         return;
     set_active(g, g->active - 1, now);
@@ -72,18 +70,11 @@ void group_wake(struct sched_entity *e, uint64_t now, uint64_t reached, uint64_t
     if (g != NULL) {
         uint64_t clock = clock_at(g, now);
         due += clock - MIN(clock, e->clock_before); // some of it may have turned out to be lent
-        due = MIN(due, reached + most + e->lead);
+        due = MIN(due, reached + most);             // it may have had CPUs that nobody else wanted
     }
     bool lends = g != NULL && g->debt < most;
     e->loan = due > early && lends ? due - early : 0;
     e->virtual_time = lends ? early : MAX(early, due);
-}
-
-void group_move(struct sched_entity *e, uint64_t virtual_time, uint64_t reached)
-{
-    e->loan = 0;
-    e->virtual_time = virtual_time;
-    e->lead = virtual_time - MIN(virtual_time, reached);
 }
 
 void group_start(struct sched_entity *e, uint64_t now)

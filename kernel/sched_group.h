@@ -8,15 +8,12 @@
 // Less run time (ticks) than this is not worth a switch.
 uint64_t sched_least_run_ticks(void);
 
-// The entity is one of those that run or could, or no longer. `reached`: the virtual time of those
-// it competes with. Also without a group.
+// The entity is one of those that run or could, or no longer. Also without a group.
 void group_enter(struct sched_entity *e, uint64_t now);
-void group_leave(struct sched_entity *e, uint64_t now, uint64_t reached);
+void group_leave(struct sched_entity *e, uint64_t now);
 // Where an entity that wakes up stands: at its turn, or before the others by up to `most` of
-// virtual time.
+// virtual time. `reached`: the virtual time of those it competes with.
 void group_wake(struct sched_entity *e, uint64_t now, uint64_t reached, uint64_t most);
-// It goes where it is the equal of others, or ahead of them.
-void group_move(struct sched_entity *e, uint64_t virtual_time, uint64_t reached);
 // A run begins. What another one has paid for (e->gift) is not charged at its end.
 void group_start(struct sched_entity *e, uint64_t now);
 // It ends, after `ran` ticks, before group_leave(): raises the entity's virtual time.
