@@ -324,9 +324,20 @@ static struct sched_entity *pick(uint32_t cpu)
     return best;
 }
 
+// Whether another CPU is halted, or on its way there, and was not asked yet.
+static bool other_is_free(void)
+{
+    for (uint32_t i = 0; i < cpu_count; i++)
+        if (current[i] == NULL && must_yield[i] == 0 && i != cpu_index())
+            return true;
+    return false;
+}
+
 // Lock held. Who had to give up a CPU, or was not chosen, may run on another one that is idle.
 static void hand_on(void)
 {
+    if (!other_is_free())
+        return;
     list_for_each(it, &runnable)
     {
         int cpu = choose_cpu(container_of(it, struct sched_entity, link));
