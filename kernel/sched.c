@@ -3,10 +3,7 @@
 // time (run time scaled by weight) is least. Fair by construction over any number of CPUs, and
 // simple; with a lock that is taken once per slice it carries the machines Fusor is for.
 //
-// A group's weight is shared by those of its entities that run or could at that moment. Its cap is
-// a budget of run time per window: who starts is promised a piece of it and gives back what it does
-// not need; with nothing left to promise the group is throttled until the window ends, its entities
-// wait in the queue.
+// Groups, their weights and caps: sched_group.c.
 //
 // One lock, sched_lock (RANK_SCHED), covers the queue, the sleepers and every entity's state.
 // Nobody holds it while an entity runs.
@@ -20,6 +17,7 @@
 #include "kernel/lock.h"
 #include "kernel/panic.h"
 #include "kernel/percpu.h"
+#include "kernel/sched_group.h"
 #include "kernel/serial.h"
 #include "kernel/time.h"
 #include "kernel/watchdog.h"
@@ -29,11 +27,6 @@
 // interrupts off: 16 bytes of receive FIFO last 1.4 ms at 115200 baud. (Hardware exits for external
 // interrupts whatever the guest's IF; Bochs 2.7 does not.)
 #define CONSOLE_SLICE_US 1000u
-// Caps are kept over this time. Shorter windows would cost more switches, longer ones make a capped
-// guest stand still for longer.
-#define WINDOW_MS 100u
-// Less than this is not worth a switch of vCPUs (some 5 us).
-#define LEAST_RUN_US 100u
 // How far one that runs may be behind the others by a weight too large to be used up (no entity
 // runs on two CPUs), in slices at weight 100.
 #define LAG_SLICES 100u
@@ -41,7 +34,6 @@
 static struct spinlock sched_lock = SPINLOCK_INIT("sched", RANK_SCHED);
 static struct list runnable = {&runnable, &runnable};
 static struct list sleepers = {&sleepers, &sleepers};
-static struct list throttled = {&throttled, &throttled}; // groups
 // Virtual time that each CPU's work has reached. CPUs differ when affinities keep them apart, so it
 // is kept per CPU: who wakes up is compared with those it competes with, and with nobody else.
 static uint64_t floors[MAX_CPUS];
@@ -101,85 +93,6 @@ static uint64_t floor_of(uint64_t cpu_mask)
     return most;
 }
 
-// --- Groups; all with the lock held ---
-
-static void set_active(struct sched_group *g, uint32_t active, uint64_t now)
-{
-    if (now > g->load_at) {
-        g->load += (now - g->load_at) * g->active;
-        g->load_at = now;
-    }
-    g->active = active;
-}
-
-static uint64_t window_ticks(void)
-{
-    return tsc_hz / 1000 * WINDOW_MS;
-}
-
-static uint64_t budget_of(const struct sched_group *g)
-{
-    return window_ticks() / 100 * g->cap;
-}
-
-// What may still be promised in this window.
-static uint64_t budget_left(const struct sched_group *g)
-{
-    if (g->cap == 0)
-        return UINT64_MAX;
-    uint64_t budget = budget_of(g);
-    return g->used < budget ? budget - g->used : 0;
-}
-
-static void set_throttled(struct sched_group *g)
-{
-    bool now = budget_left(g) < tsc_hz / 1000000 * LEAST_RUN_US;
-    if (now == g->throttled)
-        return;
-    g->throttled = now;
-    if (now)
-        list_push_back(&throttled, &g->link);
-    else
-        list_remove(&g->link);
-}
-
-// Windows follow each other while the group runs. What was overdrawn is paid in the next ones; what
-// was not used is lost.
-static void open_window(struct sched_group *g, uint64_t now)
-{
-    if (g->cap == 0 || now < g->window_end)
-        return;
-    uint64_t windows = MIN((now - g->window_end) / window_ticks() + 1, 100u);
-    g->used -= MIN(g->used, windows * budget_of(g));
-    g->window_end = now + window_ticks();
-    set_throttled(g);
-}
-
-// Returns how long it may run.
-static uint64_t promise(struct sched_entity *e, uint64_t now)
-{
-    struct sched_group *g = e->group;
-    uint64_t most = sched_max_run_ticks();
-    if (g == NULL || g->cap == 0) {
-        e->promised = 0;
-        return most;
-    }
-    open_window(g, now);
-    e->promised = MIN(most, budget_left(g));
-    g->used += e->promised;
-    set_throttled(g);
-    return e->promised;
-}
-
-static void settle(struct sched_entity *e, uint64_t ran)
-{
-    struct sched_group *g = e->group;
-    if (g == NULL || g->cap == 0)
-        return;
-    g->used = g->used + ran - MIN(g->used + ran, e->promised);
-    set_throttled(g);
-}
-
 static bool may_run(const struct sched_entity *e, uint32_t cpu)
 {
     return (e->cpu_mask >> cpu & 1) != 0 && (e->group == NULL || !e->group->throttled);
@@ -199,8 +112,8 @@ int sched_remove(struct sched_entity *e)
     spin_lock(&sched_lock);
     int status = e->state == SCHED_RUNNING ? E_BUSY : 0;
     if (status == 0) {
-        if (e->state == SCHED_RUNNABLE && !e->dead && e->group != NULL)
-            set_active(e->group, e->group->active - 1, time_tsc());
+        if (e->state == SCHED_RUNNABLE && !e->dead)
+            group_leave(e, time_tsc());
         list_remove(&e->link);
         e->state = SCHED_BLOCKED;
         e->dead = true;
@@ -242,17 +155,13 @@ static void make_runnable(struct sched_entity *e, uint64_t now)
 {
     list_remove(&e->link);
     e->state = SCHED_RUNNABLE;
-    if (e->group != NULL)
-        set_active(e->group, e->group->active + 1, now);
     e->sleep_ticks += idle_time(e, now);
     e->since = now;
     e->wake_deadline = UINT64_MAX;
     // A sleeper does not save up time: it may be ahead of the others by one slice at most.
-    uint64_t slice = slice_ticks();
     uint64_t reached = floor_of(e->cpu_mask);
-    uint64_t least = reached > slice ? reached - slice : 0;
-    if (e->virtual_time < least)
-        e->virtual_time = least;
+    group_enter(e, now);
+    group_wake(e, now, reached, slice_ticks());
     list_push_back(&runnable, &e->link);
 }
 
@@ -312,6 +221,7 @@ void sched_set_affinity(struct sched_entity *e, uint64_t cpu_mask)
     // It comes to its new competitors as their equal, whatever it was where it comes from.
     uint64_t reached = floor_of(cpu_mask);
     e->virtual_time = MIN(MAX(e->virtual_time, reached), reached + slice_ticks());
+    e->loan = 0;
     if (e->state == SCHED_RUNNABLE)
         cpu = choose_cpu(e);
     else if (e->state == SCHED_RUNNING && (cpu_mask >> e->cpu & 1) == 0)
@@ -357,14 +267,7 @@ static uint64_t wake_due(uint64_t now)
             next = MIN(next, e->wake_deadline);
         }
     }
-    list_for_each_safe(it, &throttled)
-    {
-        struct sched_group *g = container_of(it, struct sched_group, link);
-        open_window(g, now); // hand_on() tells the others
-        if (g->throttled)
-            next = MIN(next, g->window_end);
-    }
-    return next;
+    return MIN(next, groups_open_windows(now)); // hand_on() tells the others
 }
 
 static struct sched_entity *take_favoured(uint32_t cpu)
@@ -380,8 +283,10 @@ static void limit_lag(struct sched_entity *e, bool alone)
 {
     uint64_t slack = alone ? 0 : LAG_SLICES * slice_ticks();
     uint64_t reached = floor_of(e->cpu_mask);
-    if (reached > slack && e->virtual_time < reached - slack)
+    if (reached > slack && e->virtual_time < reached - slack) {
+        e->loan -= MIN(e->loan, reached - slack - e->virtual_time);
         e->virtual_time = reached - slack;
+    }
 }
 
 // Lock held. The runnable entity furthest behind that may run here; within half a slice of that,
@@ -419,9 +324,20 @@ static struct sched_entity *pick(uint32_t cpu)
     return best;
 }
 
+// Whether another CPU is halted, or on its way there, and was not asked yet.
+static bool other_is_free(void)
+{
+    for (uint32_t i = 0; i < cpu_count; i++)
+        if (current[i] == NULL && must_yield[i] == 0 && i != cpu_index())
+            return true;
+    return false;
+}
+
 // Lock held. Who had to give up a CPU, or was not chosen, may run on another one that is idle.
 static void hand_on(void)
 {
+    if (!other_is_free())
+        return;
     list_for_each(it, &runnable)
     {
         int cpu = choose_cpu(container_of(it, struct sched_entity, link));
@@ -433,14 +349,7 @@ static void hand_on(void)
 void sched_group_set(struct sched_group *g, uint32_t weight, uint32_t cap)
 {
     spin_lock(&sched_lock);
-    uint64_t now = time_tsc();
-    if (g->cap != cap) {
-        g->cap = cap;
-        g->used = 0;
-        g->window_end = now + window_ticks();
-    }
-    g->weight = weight;
-    set_throttled(g);
+    group_change(g, weight, cap, time_tsc());
     hand_on();
     spin_unlock(&sched_lock);
 }
@@ -448,10 +357,7 @@ void sched_group_set(struct sched_group *g, uint32_t weight, uint32_t cap)
 void sched_group_remove(struct sched_group *g)
 {
     spin_lock(&sched_lock);
-    CHECK(g->active == 0);
-    if (g->throttled)
-        list_remove(&g->link);
-    g->throttled = false;
+    group_forget(g);
     spin_unlock(&sched_lock);
 }
 
@@ -459,7 +365,7 @@ bool sched_yield_to_group(struct sched_entity *e, uint64_t until)
 {
     uint32_t cpu = cpu_index();
     struct sched_entity *best = NULL;
-    if (e->group == NULL || until < time_tsc() + tsc_hz / 1000000 * LEAST_RUN_US)
+    if (e->group == NULL || until < time_tsc() + sched_least_run_ticks())
         return false;
     spin_lock(&sched_lock);
     list_for_each(it, &runnable)
@@ -476,7 +382,7 @@ bool sched_yield_to_group(struct sched_entity *e, uint64_t until)
     if (best != NULL) {
         uint64_t now = time_tsc();
         uint64_t rest = until > now ? until - now : 0;
-        e->virtual_time += rest * e->group->active * 100 / MAX(e->group->weight, 1u);
+        group_charge_gift(e, rest);
         e->spun = true;
         favoured[cpu] = best;
         favoured_until[cpu] = until;
@@ -490,10 +396,7 @@ bool sched_yield_to_group(struct sched_entity *e, uint64_t until)
 static uint64_t start(struct sched_entity *e, uint32_t cpu, uint64_t now)
 {
     list_remove(&e->link);
-    if (e->group != NULL) {
-        set_active(e->group, e->group->active, now);
-        e->load_before = e->group->load;
-    }
+    group_start(e, now);
     e->spun = false;
     e->wait_ticks += idle_time(e, now);
     e->since = now;
@@ -503,17 +406,7 @@ static uint64_t start(struct sched_entity *e, uint32_t cpu, uint64_t now)
     // Before the entity looks whether it was told to stop (vcpu_is_out looks the other way round).
     __atomic_store_n(&e->cpu, (int)cpu, __ATOMIC_SEQ_CST);
     current[cpu] = e;
-    return promise(e, now);
-}
-
-// The virtual time of `ran` ticks: with a group, those of each of its active entities count as if
-// this one had run them with the whole weight.
-static uint64_t charge_of(const struct sched_entity *e, uint64_t ran)
-{
-    const struct sched_group *g = e->group;
-    if (g == NULL)
-        return ran * 100 / MAX(e->weight, 1u);
-    return (g->load - e->load_before) * 100 / MAX(g->weight, 1u);
+    return group_promise(e, sched_max_run_ticks(), now);
 }
 
 static void finish(struct sched_entity *e, enum sched_next next, uint32_t cpu)
@@ -522,16 +415,15 @@ static void finish(struct sched_entity *e, enum sched_next next, uint32_t cpu)
     uint64_t now = time_tsc();
     uint64_t ran = now - e->since;
     bool sleeps = next == SCHED_EXIT || (next == SCHED_SLEEP && !e->wake_pending);
-    if (e->group != NULL)
-        set_active(e->group, e->group->active - sleeps, now);
     e->run_ticks += ran;
-    if (!e->gift)
-        e->virtual_time += charge_of(e, ran);
+    group_charge(e, ran, now);
     e->gift = false;
     if (e->gives_way)
         e->virtual_time = MAX(e->virtual_time, floors[cpu]);
     e->gives_way = false;
-    settle(e, ran);
+    group_settle(e, ran);
+    if (sleeps)
+        group_leave(e, now);
     e->since = now;
     current[cpu] = NULL;
     if (next == SCHED_EXIT) {

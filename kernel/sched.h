@@ -32,6 +32,10 @@ struct sched_group {
     // The integral of `active` over time, and where it was taken last. Who runs is charged with its
     // growth: the share of the weight that each of them has at that moment.
     uint64_t load, load_at;
+    uint64_t debt;  // what woken entities ran before it was the group's turn (sched_group.c)
+    uint64_t clock; // its own virtual time: what it ran and paid in all, by its weight
+    // Runs that the clock does not have yet: how many, and the sum of their beginnings.
+    uint64_t running, running_since;
     uint64_t used;       // of the window's budget, promises included
     uint64_t window_end; // TSC
 };
@@ -50,6 +54,8 @@ struct sched_entity {
     bool gift;       // this run is paid for by the one that gave up its CPU
     bool gives_way;  // set by the one that runs: afterwards it is owed no more than those that wait
     uint64_t virtual_time;
+    uint64_t loan;          // how far its turn is ahead of that: it woke up earlier
+    uint64_t clock_before;  // group->clock when it fell asleep
     uint64_t load_before;   // group->load when this run began
     uint64_t promised;      // of the group's budget, for this run
     uint64_t run_ticks;     // sum of time on a CPU
