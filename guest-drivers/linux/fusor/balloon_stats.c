@@ -24,6 +24,7 @@ NUMBER(deflated_oom, deflated[DEFLATE_OOM]);
 NUMBER(deflated_shrinker, deflated[DEFLATE_SHRINKER]);
 NUMBER(refused, refused);
 NUMBER(no_frames, no_frames);
+NUMBER(strays, strays);
 NUMBER(moved, moved);
 NUMBER(ns_allocating, ns_allocating);
 NUMBER(ns_giving, ns_giving);
@@ -54,6 +55,7 @@ static struct attribute *fusor_balloon_attributes[] = {
 	&balloon_deflated_shrinker.attr.attr,
 	&balloon_refused.attr.attr,
 	&balloon_no_frames.attr.attr,
+	&balloon_strays.attr.attr,
 	&balloon_moved.attr.attr,
 	&balloon_ns_allocating.attr.attr,
 	&balloon_ns_giving.attr.attr,
