@@ -53,6 +53,7 @@ extern u64 *fusor_entries; /* the list for the hypercall, FUSOR_LIST_MAX entries
 
 bool fusor_recover_strays(void);
 void fusor_stray_left(void);
+void fusor_strays_memory_gone(void);
 
 /* --- balloon_pressure.c --- */
 

@@ -30,6 +30,16 @@ static bool fusor_perhaps = true;
 static bool fusor_again; /* some may lie before fusor_next_pfn */
 static unsigned long fusor_next_pfn;
 
+/*
+ * Memory has gone offline, and its struct pages are about to go: nobody looks at them any more when
+ * this returns.
+ */
+void fusor_strays_memory_gone(void)
+{
+	mutex_lock(&fusor_balloon_lock);
+	mutex_unlock(&fusor_balloon_lock);
+}
+
 /* Any context: a page was left in. */
 void fusor_stray_left(void)
 {
