@@ -3,6 +3,7 @@
 #   make driver-deb                     build/fusor-dkms_VERSION_all.deb
 #   make driver HEADERS=DIR             build/driver/fusor.ko against the kernel headers in DIR,
 #                                       by default those of the running kernel.
+#   make driver C=1                     and looks at it with sparse, if that is installed
 # Without type information for BPF: that would need pahole and the kernel's vmlinux.
 
 HEADERS ?= /lib/modules/$(shell uname -r)/build

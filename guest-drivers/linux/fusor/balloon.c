@@ -8,13 +8,14 @@
  *
  * Whoever ends leaves nothing in: on unloading, before hibernation, and before a restart, which may
  * be a kexec: the next kernel knows nothing of this balloon. What Fusor then has no frames for
- * comes back with the first write to it.
+ * comes back with the first write to it, or when the next driver gets it back (balloon_strays.c).
  */
 #include "balloon.h"
 
 #include <linux/bitops.h>
 #include <linux/delay.h>
 #include <linux/jiffies.h>
+#include <linux/minmax.h>
 #include <linux/notifier.h>
 #include <linux/printk.h>
 #include <linux/reboot.h>
@@ -32,7 +33,8 @@
 /* How long to ask for pages that Fusor has no frames for, and how often. */
 #define EMPTY_TIME	  (5 * HZ)
 #define EMPTY_TIME_REBOOT HZ
-#define EMPTY_WAIT_MS	  10
+#define EMPTY_WAIT_MS	  10U
+#define EMPTY_WAIT_MOST	  200U
 
 enum {
 	STILL_ASLEEP, /* suspended, or about to be */
@@ -73,7 +75,7 @@ static bool fusor_balloon_step(void)
 
 static void fusor_balloon_work(struct work_struct *work)
 {
-	bool settled;
+	bool settled, recovered;
 
 	do {
 		bool rung = READ_ONCE(fusor_rung);
@@ -84,12 +86,16 @@ static void fusor_balloon_work(struct work_struct *work)
 		/* While a VM waits for memory Fusor rings all of them, once a second. */
 		if (rung && fusor_target == before)
 			fusor_machine_short();
+		else if (fusor_target != before)
+			fusor_frames_expected();
+		/* First: what lies in the balloon already cannot be given in whole ranges. */
+		recovered = READ_ONCE(fusor_still) || fusor_recover_strays();
 		while (!READ_ONCE(fusor_still) && !READ_ONCE(fusor_rung) && fusor_balloon_step())
 			cond_resched();
 	} while (!READ_ONCE(fusor_still) && READ_ONCE(fusor_rung));
 	if (READ_ONCE(fusor_still))
 		return;
-	settled = fusor_pages_held() == fusor_target && fusor_doorbell_present();
+	settled = fusor_pages_held() == fusor_target && recovered && fusor_doorbell_present();
 	queue_delayed_work(fusor_queue, to_delayed_work(work),
 			   round_jiffies_relative(settled ? POLL_SELDOM : POLL_OFTEN));
 }
@@ -120,15 +126,18 @@ static void fusor_hold_still(unsigned int reason)
 static bool fusor_empty(unsigned long time)
 {
 	unsigned long end = jiffies + time;
+	unsigned int wait = EMPTY_WAIT_MS;
 
 	while (fusor_pages_held()) {
 		if (fusor_deflate(fusor_pages_held(), DEFLATE_TARGET)) {
+			wait = EMPTY_WAIT_MS;
 			cond_resched();
 			continue;
 		}
 		if (time_after(jiffies, end))
 			return false;
-		msleep(EMPTY_WAIT_MS);
+		msleep(wait);
+		wait = min(2 * wait, EMPTY_WAIT_MOST);
 	}
 	return true;
 }

@@ -4,6 +4,7 @@
  *
  *	balloon.c	  follows the target, and stands still when the machine sleeps or ends
  *	balloon_pages.c	  takes pages out of use and gives them to Fusor, and the reverse; compaction
+ *	balloon_strays.c  gets back what is in the balloon and not ours
  *	balloon_pressure.c when this guest needs its memory itself
  *	doorbell.c	  the interrupt that says the target has changed
  *	balloon_stats.c	  /sys/kernel/fusor/balloon
@@ -11,9 +12,10 @@
 #ifndef FUSOR_BALLOON_H
 #define FUSOR_BALLOON_H
 
-#include <linux/types.h>
+#include "fusor.h" /* first: pr_fmt */
 
-#include "fusor.h"
+#include <linux/mutex.h>
+#include <linux/types.h>
 
 /* --- balloon.c --- */
 
@@ -38,8 +40,20 @@ enum fusor_deflate_reason {
 };
 
 unsigned long fusor_deflate(unsigned long pages, enum fusor_deflate_reason reason);
+bool fusor_may_ask(enum fusor_deflate_reason reason);
 void fusor_abandon(void);
 void fusor_machine_short(void);
+void fusor_frames_expected(void);
+
+/* For the files of the balloon that make lists. */
+extern struct mutex fusor_balloon_lock;
+extern u64 *fusor_entries; /* the list for the hypercall, FUSOR_LIST_MAX entries; under the lock */
+
+/* --- balloon_strays.c --- */
+
+bool fusor_recover_strays(void);
+void fusor_stray_left(void);
+void fusor_strays_memory_gone(void);
 
 /* --- balloon_pressure.c --- */
 
@@ -65,7 +79,8 @@ struct fusor_balloon_counters {
 	u64 inflated;			/* given since loading */
 	u64 deflated[DEFLATE_REASONS];	/* got back since loading */
 	u64 refused;			/* that Fusor did not take */
-	u64 no_frames;			/* times Fusor had no memory to give back */
+	u64 no_frames;			/* calls to which it had no memory to give back */
+	u64 strays;			/* got back from the balloon that were not ours */
 	u64 moved;			/* exchanged by compaction */
 	u64 ns_allocating;		/* time: until pages were out of use */
 	u64 ns_giving;			/* until they were Fusor's */

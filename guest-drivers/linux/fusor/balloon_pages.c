@@ -43,6 +43,14 @@ MODULE_PARM_DESC(balloon_extents, "give whole 2 MiB ranges where there are any, 
 #define SHORT_TIME (5 * HZ)
 
 /*
+ * Between two questions for memory that a machine without frames is asked in: reclaim would ask it
+ * thousands of times in a second. The time doubles with every refusal; the OOM killer, which is the
+ * last to ask, always waits for the shortest only.
+ */
+#define ASK_FIRST (HZ / 10)
+#define ASK_LAST  (10 * HZ)
+
+/*
  * What is in a page that goes to Fusor is of no use to anybody, and clearing it first (init_on_alloc,
  * Debian's default) is most of what giving would cost: for memory that was never touched Fusor would
  * even have to provide it before. There is no flag for "do not clear" that modules may use, but
@@ -62,8 +70,8 @@ MODULE_PARM_DESC(balloon_extents, "give whole 2 MiB ranges where there are any, 
 #define PAGE_GFP                                                                                   \
 	(balloon_mapping_gfp_mask() | __GFP_NOMEMALLOC | __GFP_NORETRY | __GFP_NOWARN | UNCLEARED)
 
-static DEFINE_MUTEX(fusor_balloon_lock);
-static u64 *fusor_entries; /* the list for the hypercall; under the lock */
+DEFINE_MUTEX(fusor_balloon_lock);
+u64 *fusor_entries;
 static struct balloon_dev_info fusor_small;
 static LIST_HEAD(fusor_extents);
 
@@ -89,6 +97,43 @@ static bool fusor_is_short(void)
 	if (READ_ONCE(fusor_short_seen) && time_after(jiffies, READ_ONCE(fusor_short_until)))
 		WRITE_ONCE(fusor_short_seen, false);
 	return READ_ONCE(fusor_short_seen);
+}
+
+/* When the guest's need was refused last, and how long that holds; 0: it was not, or no more. */
+static unsigned long fusor_refused_at;
+static unsigned long fusor_refused_for;
+
+static void fusor_back_off(void)
+{
+	unsigned long wait = 2 * READ_ONCE(fusor_refused_for);
+
+	WRITE_ONCE(fusor_refused_at, jiffies);
+	WRITE_ONCE(fusor_refused_for, clamp_t(unsigned long, wait, ASK_FIRST, ASK_LAST));
+}
+
+/**
+ * fusor_frames_expected - there is reason to ask again
+ *
+ * The target has changed, or pages came back.
+ */
+void fusor_frames_expected(void)
+{
+	WRITE_ONCE(fusor_refused_for, 0);
+}
+
+/**
+ * fusor_may_ask - is it worth to ask for pages?
+ * @reason: who would ask
+ */
+bool fusor_may_ask(enum fusor_deflate_reason reason)
+{
+	unsigned long wait = READ_ONCE(fusor_refused_for);
+
+	if (reason == DEFLATE_TARGET) /* has its own pace */
+		return true;
+	if (reason == DEFLATE_OOM)
+		wait = min_t(unsigned long, wait, ASK_FIRST);
+	return !wait || jiffies - READ_ONCE(fusor_refused_at) >= wait;
 }
 
 unsigned long fusor_pages_held(void)
@@ -409,13 +454,16 @@ static unsigned long fusor_take(unsigned long pages)
  *
  * Allocates nothing. For the shrinker it does not wait either.
  *
- * Return: how many came back; 0 when Fusor has none to give, or compaction is working on the last.
+ * Return: how many came back; 0 when Fusor has none to give, or had none a moment ago, or compaction
+ * is working on the last.
  */
 unsigned long fusor_deflate(unsigned long pages, enum fusor_deflate_reason reason)
 {
 	unsigned long taken;
-	u64 began;
+	u64 began, refused;
 
+	if (!fusor_may_ask(reason))
+		return 0;
 	if (reason == DEFLATE_SHRINKER) {
 		if (!mutex_trylock(&fusor_balloon_lock))
 			return 0;
@@ -423,7 +471,12 @@ unsigned long fusor_deflate(unsigned long pages, enum fusor_deflate_reason reaso
 		mutex_lock(&fusor_balloon_lock);
 	}
 	began = ktime_get_ns();
+	refused = fusor_balloon_count.no_frames;
 	taken = fusor_take(pages);
+	if (taken)
+		fusor_frames_expected();
+	else if (reason != DEFLATE_TARGET && fusor_balloon_count.no_frames != refused)
+		fusor_back_off();
 	fusor_balloon_add(pages, -(u64)taken);
 	fusor_balloon_add(deflated[reason], taken);
 	fusor_balloon_add(ns_taking, ktime_get_ns() - began);
@@ -488,8 +541,8 @@ static int fusor_move(struct balloon_dev_info *info, struct page *to, struct pag
 	if (!fusor_one(FUSOR_BALLOON_INFLATE, to))
 		goto not_now;
 	if (!fusor_one(FUSOR_BALLOON_DEFLATE, page)) {
-		/* If this is refused as well, the next write to it does the same. */
-		fusor_one(FUSOR_BALLOON_DEFLATE, to);
+		if (!fusor_one(FUSOR_BALLOON_DEFLATE, to))
+			fusor_stray_left();
 		goto not_now;
 	}
 	get_page(to); /* the balloon's */

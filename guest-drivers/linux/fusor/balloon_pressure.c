@@ -6,7 +6,8 @@
  * `balloon_margin`; at half of it the shrinker gives pages back while memory is being reclaimed, and
  * before the OOM killer chooses, the OOM notifier does. Afterwards the balloon rests for a while,
  * so that it does not take at once what was just needed. The shrinker must not act earlier: reclaim
- * of page cache is everyday life and would empty any balloon.
+ * of page cache is everyday life and would empty any balloon. When Fusor has no frames either, the
+ * shrinker has nothing to offer for a while (balloon_pages.c).
  */
 #include "balloon.h"
 
@@ -92,7 +93,7 @@ static unsigned long fusor_shrink_count(struct shrinker *s, struct shrink_contro
 {
 	long available;
 
-	if (!READ_ONCE(balloon_shrink) || !fusor_pages_held())
+	if (!READ_ONCE(balloon_shrink) || !fusor_pages_held() || !fusor_may_ask(DEFLATE_SHRINKER))
 		return 0;
 	available = si_mem_available();
 	return available < (long)(fusor_margin() / 2) ? fusor_pages_held() : 0;

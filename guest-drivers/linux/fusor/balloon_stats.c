@@ -5,25 +5,16 @@
 #include <linux/kobject.h>
 #include <linux/sysfs.h>
 
+#include "attribute.h"
+
 struct fusor_balloon_counters fusor_balloon_count;
 
-struct fusor_balloon_attribute {
-	struct kobj_attribute attr;
-	const u64 *number;
-};
-
-static ssize_t fusor_balloon_show(struct kobject *kobj, struct kobj_attribute *attr, char *buf)
+static ssize_t balloon_show(struct kobject *kobj, struct kobj_attribute *attr, char *buf)
 {
-	const u64 *number = container_of(attr, struct fusor_balloon_attribute, attr)->number;
-
-	return sysfs_emit(buf, "%llu\n", READ_ONCE(*number));
+	return fusor_show_number(&fusor_balloon_count, attr, buf);
 }
 
-#define NUMBER(name_, member_)                                                                     \
-	static struct fusor_balloon_attribute balloon_##name_ = {                                  \
-		__ATTR(name_, 0444, fusor_balloon_show, NULL),                                     \
-		&fusor_balloon_count.member_,                                                      \
-	}
+#define NUMBER(name_, member_) FUSOR_NUMBER(balloon, name_, fusor_balloon_counters, member_)
 
 NUMBER(pages, pages);
 NUMBER(extents, extents);
@@ -33,6 +24,7 @@ NUMBER(deflated_oom, deflated[DEFLATE_OOM]);
 NUMBER(deflated_shrinker, deflated[DEFLATE_SHRINKER]);
 NUMBER(refused, refused);
 NUMBER(no_frames, no_frames);
+NUMBER(strays, strays);
 NUMBER(moved, moved);
 NUMBER(ns_allocating, ns_allocating);
 NUMBER(ns_giving, ns_giving);
@@ -63,6 +55,7 @@ static struct attribute *fusor_balloon_attributes[] = {
 	&balloon_deflated_shrinker.attr.attr,
 	&balloon_refused.attr.attr,
 	&balloon_no_frames.attr.attr,
+	&balloon_strays.attr.attr,
 	&balloon_moved.attr.attr,
 	&balloon_ns_allocating.attr.attr,
 	&balloon_ns_giving.attr.attr,

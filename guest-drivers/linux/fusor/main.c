@@ -7,6 +7,7 @@
  */
 #include "balloon.h"
 
+#include <linux/crash_dump.h>
 #include <linux/init.h>
 #include <linux/module.h>
 #include <linux/printk.h>
@@ -62,6 +63,14 @@ static int __init fusor_init(void)
 {
 	int err;
 
+	/*
+	 * A crash kernel lives for a dump, in memory of its own that is too small to give any of it. The
+	 * target and the balloon are the crashed kernel's, whose memory is to stay as it was.
+	 */
+	if (is_kdump_kernel()) {
+		pr_info("crash kernel: memory is left as it is\n");
+		return -ENODEV;
+	}
 	err = fusor_discover();
 	if (err)
 		return err;

@@ -6,8 +6,13 @@
  * what is known to be steady and learns the rest, the second, `interval` later, hints what has not
  * changed. From then on passes are paced to `cpu_percent`, and while they find little the interval
  * doubles up to `interval_max`. When nothing changes, nothing is sent.
+ *
+ * So that new memory does not wait for `interval_max`, a glance at two of the kernel's counters every
+ * few seconds tells whether much was added since the last pass. Then two passes are made at once, one
+ * to learn and one to compare. In a guest where that brings nothing, because its memory comes and
+ * goes, glances become as rare as passes.
  */
-#include "fusor.h"
+#include "balloon.h"
 
 #include <linux/err.h>
 #include <linux/freezer.h>
@@ -16,11 +21,13 @@
 #include <linux/ktime.h>
 #include <linux/memory.h>
 #include <linux/minmax.h>
+#include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/mutex.h>
 #include <linux/notifier.h>
 #include <linux/printk.h>
 #include <linux/sched.h>
+#include <linux/vmstat.h>
 #include <linux/wait.h>
 
 static unsigned int delay = 10;
@@ -51,6 +58,27 @@ MODULE_PARM_DESC(report, "seconds between reports of memory in use to Fusor, 0: 
 #define FUSOR_FAST_PASSES 2
 /* Shortest time between passes or reports, whatever the parameters say. */
 #define FUSOR_WAIT_LEAST_MS 100U
+/* Between glances, and how many more pages are worth two passes. */
+#define FUSOR_GLANCE_MS	    5000U
+#define FUSOR_GLANCE_PAGES  1024UL
+
+enum fusor_early {
+	EARLY_NOT,
+	EARLY_LEARNS,
+	EARLY_COMPARES,
+};
+
+/* What is next; the thread's. Times are in jiffies. */
+struct fusor_plan {
+	unsigned long next_pass;
+	unsigned long next_report;
+	unsigned long next_glance;
+	unsigned int pause_ms;	/* between passes */
+	unsigned int glance_ms; /* between glances that made passes early, FUSOR_GLANCE_MS or more */
+	enum fusor_early early; /* the next pass was not due yet */
+	u64 sent_early;		/* by the first of two early passes */
+	unsigned long in_use;	/* pages, at least, since the last pass */
+};
 
 static struct task_struct *fusor_task;
 static DECLARE_WAIT_QUEUE_HEAD(fusor_wait_queue);
@@ -190,11 +218,83 @@ static unsigned int fusor_next_interval(unsigned int now_ms, bool done, u64 sent
 	return clamp(now_ms * 2, least, most);
 }
 
+/* Pages that come and go with what the guest does; neither the balloon's nor free ones. */
+static unsigned long fusor_in_use(void)
+{
+	return global_node_page_state(NR_FILE_PAGES) + global_node_page_state(NR_ANON_MAPPED);
+}
+
+/* While passes are rarer than glances. */
+static bool fusor_glances(const struct fusor_plan *plan)
+{
+	return plan->early == EARLY_NOT && plan->pause_ms > FUSOR_GLANCE_MS;
+}
+
+static void fusor_glance(struct fusor_plan *plan, unsigned long now)
+{
+	unsigned long in_use = fusor_in_use();
+
+	plan->next_glance = now + msecs_to_jiffies(FUSOR_GLANCE_MS);
+	plan->in_use = min(plan->in_use, in_use);
+	if (in_use - plan->in_use < FUSOR_GLANCE_PAGES)
+		return;
+	plan->early = EARLY_LEARNS;
+	plan->sent_early = 0;
+	plan->next_pass = now;
+}
+
+/* An early pass has been made. Returns whether another one follows. */
+static bool fusor_early_done(struct fusor_plan *plan, bool done, u64 sent)
+{
+	plan->sent_early += sent;
+	if (plan->early == EARLY_LEARNS && done) {
+		plan->early = EARLY_COMPARES;
+		return true;
+	}
+	plan->early = EARLY_NOT;
+	if (plan->sent_early >= FUSOR_WORTHWHILE)
+		plan->glance_ms = FUSOR_GLANCE_MS;
+	else
+		plan->glance_ms = clamp(2 * plan->glance_ms, FUSOR_GLANCE_MS,
+					max(READ_ONCE(interval_max), FUSOR_GLANCE_MS));
+	plan->next_glance = jiffies + msecs_to_jiffies(plan->glance_ms);
+	return false;
+}
+
+static void fusor_pass_due(struct fusor_plan *plan)
+{
+	u64 before = fusor_sent_all(), sent;
+	unsigned int ms;
+	bool done;
+
+	plan->in_use = fusor_in_use();
+	fusor_check_shared();
+	done = fusor_make_pass();
+	sent = fusor_sent_all() - before;
+	if (plan->early != EARLY_NOT && fusor_early_done(plan, done, sent)) {
+		WRITE_ONCE(fusor_phase, "learning");
+		ms = max(READ_ONCE(interval), FUSOR_WAIT_LEAST_MS);
+	} else {
+		plan->pause_ms = fusor_next_interval(plan->pause_ms, done, sent);
+		ms = plan->pause_ms;
+	}
+	plan->next_pass = jiffies + msecs_to_jiffies(ms);
+}
+
+static unsigned long fusor_until(unsigned long then, unsigned long now)
+{
+	return time_after(then, now) ? then - now : 1;
+}
+
 static int fusor_thread(void *unused)
 {
-	unsigned long next_pass = jiffies + msecs_to_jiffies(min(delay, 86400U) * 1000);
-	unsigned long next_report = jiffies;
-	unsigned int pause_ms = FUSOR_WAIT_LEAST_MS;
+	struct fusor_plan plan = {
+		.next_pass = jiffies + msecs_to_jiffies(min(delay, 86400U) * 1000),
+		.next_report = jiffies,
+		.next_glance = jiffies,
+		.pause_ms = FUSOR_WAIT_LEAST_MS,
+		.glance_ms = FUSOR_GLANCE_MS,
+	};
 	bool hints = fusor_features & FUSOR_FEATURE_HINTS;
 	bool stats = fusor_features & FUSOR_FEATURE_STATS;
 
@@ -204,28 +304,25 @@ static int fusor_thread(void *unused)
 		unsigned int seconds = stats ? min(READ_ONCE(report), 86400U) : 0;
 		unsigned long wait = MAX_SCHEDULE_TIMEOUT, now = jiffies;
 
-		if (seconds && time_after_eq(now, next_report)) {
+		if (seconds && time_after_eq(now, plan.next_report)) {
 			fusor_report_memory();
-			next_report = now + seconds * HZ;
+			plan.next_report = now + seconds * HZ;
 		}
 		if (READ_ONCE(fusor_kicked)) {
 			WRITE_ONCE(fusor_kicked, false);
-			next_pass = now;
+			plan.next_pass = now;
 		}
-		if (hints && time_after_eq(now, next_pass)) {
-			u64 before = fusor_sent_all();
-			bool done;
-
-			fusor_check_shared();
-			done = fusor_make_pass();
-			pause_ms = fusor_next_interval(pause_ms, done, fusor_sent_all() - before);
-			next_pass = jiffies + msecs_to_jiffies(pause_ms);
-		}
+		if (hints && fusor_glances(&plan) && time_after_eq(now, plan.next_glance))
+			fusor_glance(&plan, now);
+		if (hints && time_after_eq(now, plan.next_pass))
+			fusor_pass_due(&plan);
 		now = jiffies;
 		if (hints)
-			wait = time_after(next_pass, now) ? next_pass - now : 1;
+			wait = fusor_until(plan.next_pass, now);
+		if (hints && fusor_glances(&plan))
+			wait = min(wait, fusor_until(plan.next_glance, now));
 		if (seconds)
-			wait = min(wait, time_after(next_report, now) ? next_report - now : 1UL);
+			wait = min(wait, fusor_until(plan.next_report, now));
 		wait_event_freezable_timeout(fusor_wait_queue,
 					     kthread_should_stop() || READ_ONCE(fusor_kicked), wait);
 	}
@@ -248,6 +345,7 @@ static int fusor_memory_event(struct notifier_block *nb, unsigned long event, vo
 	if (event == MEM_OFFLINE) {
 		mutex_lock(&fusor_walk_lock);
 		mutex_unlock(&fusor_walk_lock);
+		fusor_strays_memory_gone();
 	}
 	return NOTIFY_OK;
 }

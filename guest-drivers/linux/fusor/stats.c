@@ -14,6 +14,7 @@
 #include <linux/vmstat.h>
 #include <asm/io.h>
 
+#include "attribute.h"
 #include "hypercall.h"
 
 struct fusor_counters fusor_count;
@@ -62,42 +63,21 @@ void fusor_report_memory(void)
 		fusor_add(reports, 1);
 }
 
-/* Files of one number each, found by their place in a structure. */
-struct fusor_attribute {
-	struct kobj_attribute attr;
-	size_t offset;
-};
-
-static u64 fusor_number_at(const void *structure, const struct kobj_attribute *attr)
+static ssize_t own_show(struct kobject *kobj, struct kobj_attribute *attr, char *buf)
 {
-	size_t offset = container_of(attr, struct fusor_attribute, attr)->offset;
-
-	return READ_ONCE(*(const u64 *)(structure + offset));
+	return fusor_show_number(&fusor_count, attr, buf);
 }
 
-static ssize_t fusor_show_own(struct kobject *kobj, struct kobj_attribute *attr, char *buf)
-{
-	return sysfs_emit(buf, "%llu\n", fusor_number_at(&fusor_count, attr));
-}
-
-static ssize_t fusor_show_host(struct kobject *kobj, struct kobj_attribute *attr, char *buf)
+static ssize_t host_show(struct kobject *kobj, struct kobj_attribute *attr, char *buf)
 {
 	struct fusor_statistics s;
 	int err = fusor_stats_read(&s);
 
-	return err ? err : sysfs_emit(buf, "%llu\n", fusor_number_at(&s, attr));
+	return err ? err : fusor_show_number(&s, attr, buf);
 }
 
-#define OWN(name_, member_)                                                                        \
-	static struct fusor_attribute own_##name_ = {                                              \
-		__ATTR(name_, 0444, fusor_show_own, NULL),                                         \
-		offsetof(struct fusor_counters, member_),                                          \
-	}
-#define HOST(name_, member_)                                                                       \
-	static struct fusor_attribute host_##name_ = {                                             \
-		__ATTR(name_, 0444, fusor_show_host, NULL),                                        \
-		offsetof(struct fusor_statistics, member_),                                        \
-	}
+#define OWN(name_, member_)  FUSOR_NUMBER(own, name_, fusor_counters, member_)
+#define HOST(name_, member_) FUSOR_NUMBER(host, name_, fusor_statistics, member_)
 
 OWN(sent_other, sent[FUSOR_CLASS_OTHER]);
 OWN(sent_kernel, sent[FUSOR_CLASS_KERNEL]);
