@@ -13,6 +13,7 @@
 
 #include <cmocka.h>
 
+#include "devices/uart.h"
 #include "shell/arguments.h"
 #include "shell/autostart.h"
 #include "shell/command.h"
@@ -754,6 +755,31 @@ static void test_vm_console(void **state)
     assert_memory_equal(guest_in, "uname\177e -a\x1b[A\r", 14);
 }
 
+static void test_detach_waits_for_the_replay(void **state)
+{
+    (void)state;
+    no_vms();
+    create("a");
+    char said[801];
+    for (int i = 0; i < 80; i++)
+        memcpy(said + 10L * i, "12345678\r\n", 11);
+    guest_out_used = 0;
+    guest_says(said);
+    const char *got = type("vm console a\r\035term plain\r");
+    char wanted[1024];
+    snprintf(wanted, sizeof(wanted),
+             "vm console a\r\nattached to a, Ctrl-] detaches\r\n%sdetached from a\r\n" PROMPT
+             "term plain\r\nok\r\n" PROMPT,
+             said);
+    assert_string_equal(got, wanted);
+    // One that always has more to say shows what can be kept, and does not hold the operator.
+    guest_never_silent = true;
+    got = type("vm console a\r\035");
+    assert_non_null(strstr(got, "z\r\ndetached from a\r\n" PROMPT));
+    assert_int_equal(occurrences(got, "z"), UART_OUTPUT_BYTES);
+    guest_never_silent = false;
+}
+
 static void destroy_vm(void)
 {
     no_vms();
@@ -884,6 +910,7 @@ int main(void)
         cmocka_unit_test(test_vm_set_page_fusion),
         cmocka_unit_test(test_census),
         cmocka_unit_test(test_vm_console),
+        cmocka_unit_test(test_detach_waits_for_the_replay),
         cmocka_unit_test(test_vm_console_ends),
         cmocka_unit_test(test_events),
         cmocka_unit_test(test_log),
