@@ -12,11 +12,11 @@ CONFIG = "[host]\nconsole = com1:115200\n"
 @pytest.mark.parametrize("cpu,reason", [("Haswell", "VT-x"), ("EPYC", "AMD")])
 def test_refusal_is_one_clear_line(qemu, tmp_path, cpu, reason):
     image = fusor.make_image(str(tmp_path / "a.img"), CONFIG)
-    m = fusor.Machine(image, engine="qemu", memory=1024, timeout=120, cpu=cpu)
+    m = fusor.Machine(image, engine="qemu", memory=1024, cpu=cpu)
     try:
         m.console.expect(r"fusor: refused: ([^\r\n]*)\r\n", timeout=100)
         assert reason in m.console.match.group(1)
-        assert m.process.wait(60) == 3
+        assert m.process.wait(60 * fusor.PATIENCE) == 3
     finally:
         m.close()
 
@@ -26,7 +26,7 @@ def test_usb_four_cpus_and_six_gib(qemu, tmp_path):
     marker = tmp_path / "console-only"
     marker.write_text("")
     image = fusor.make_image(str(tmp_path / "b.img"), CONFIG, [("fusor/console-only", str(marker))])
-    m = fusor.Machine(image, engine="qemu", memory=6144, cpus=4, timeout=300, arguments=["--usb"])
+    m = fusor.Machine(image, engine="qemu", memory=6144, cpus=4, arguments=["--usb"])
     try:
         m.wait_prompt(200)
         assert re.search(r"4 CPUs", m.boot_text)
