@@ -2,6 +2,7 @@
 // `vm console NAME`: the operator's terminal becomes that of the VM's serial port.
 #include "shell/attach.h"
 
+#include "devices/uart.h"
 #include "kernel/error.h"
 #include "kernel/sched.h"
 #include "kernel/string.h"
@@ -19,6 +20,7 @@ struct attachment {
     uint64_t cursor;
     bool detach; // Ctrl-] was pressed
     bool at_line_start;
+    size_t replay;  // bytes at most until what was kept has been shown
     size_t pending; // bytes of input the VM has not taken yet
     char input[CHUNK];
 };
@@ -69,12 +71,14 @@ static bool show_output(struct attachment *a, bool *moved)
         a->at_line_start = output[got - 1] == '\n';
         *moved = true;
     }
+    // A guest that says more than the line takes does not prolong the replay.
+    a->replay = (size_t)got < sizeof(output) ? 0 : a->replay - MIN(a->replay, (size_t)got);
     return true;
 }
 
 int attach(struct command_context *c, const char *name)
 {
-    struct attachment a = {.name = name, .at_line_start = true};
+    struct attachment a = {.name = name, .at_line_start = true, .replay = UART_OUTPUT_BYTES};
     // Asked first, so that a name that is wrong gives an error and nothing else.
     char none;
     if (vm_console_read(name, &a.cursor, &none, 0) < 0)
@@ -82,7 +86,9 @@ int attach(struct command_context *c, const char *name)
     a.cursor = 0;
     command_print(c, "attached to %s, Ctrl-] detaches\n", name);
     bool alive = true;
-    while (alive && !a.detach) {
+    // A Ctrl-] that was typed ahead waits for the replay: what a script gets does not depend on how
+    // fast it types.
+    while (alive && (!a.detach || a.replay > 0)) {
         bool moved = false;
         alive = show_output(&a, &moved) && send_keys(&a, &moved);
         if (events_pending()) {

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: BSD-2-Clause
 import os
 import shutil
+import signal
 import sys
 
 import pytest
 
 sys.path.insert(0, os.path.dirname(__file__))
+# When the time is over: fixtures are torn down, and what was done is counted.
+signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def pytest_addoption(parser):
@@ -23,9 +26,10 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(scope="session")
 def bochs():
-    """Skips, with the reason, where the engine is missing."""
+    """Skips, with the reason, where the engine is missing; but what was asked for must be there."""
     binary = os.environ.get("BOCHS", "bochs")
     if shutil.which(binary) is None:
+        assert "BOCHS" not in os.environ, f"BOCHS={binary} is no program"
         pytest.skip(f"{binary} is not installed (Debian package bochs)")
 
 

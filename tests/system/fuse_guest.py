@@ -3,6 +3,8 @@
 import re
 import time
 
+import pexpect
+
 import fusor
 
 
@@ -21,6 +23,8 @@ class FuseGuest:
                 f'cmdline="test={self.test} pages={pages} id={self.id} {options}"')
         machine.ok(line + (f" fusion-group={group}" if group else ""))
         machine.ok(f"vm start {name}")
+        # A UART that is being set up drops what was typed before.
+        fusor.until(lambda: any("op=f" in x for x in machine.replay(name)), 120, f"{name} does not begin")
 
     def attach(self):
         self.machine.send(f"vm console {self.name}\r")
@@ -40,14 +44,16 @@ class FuseGuest:
 
     def finish(self, tag, timeout=300):
         """The pairs of the line op=…, which stands before that with the tag."""
-        self.attach()
-        try:
-            self.machine.console.expect(rf"bare: {self.test} (op=[^\r\n]*)\r\n"
-                                        rf"(bare: {self.test} error[^\r\n]*\r\n)*"
-                                        rf"bare: {self.test} tag={tag} errors=(\d+)\r\n",
-                                        timeout=timeout)
+        answer = (rf"bare: {self.test} (op=[^\r\n]*)\r\n(bare: {self.test} error[^\r\n]*\r\n)*"
+                  rf"bare: {self.test} tag={tag} errors=(\d+)\r\n")
+        deadline = time.monotonic() + timeout * fusor.PATIENCE
+        found = 1
+        while found == 1:
+            assert time.monotonic() < deadline, (self.name, tag)
+            self.attach()
+            # An event may stand in the middle of it: the next replay has it in one piece.
+            found = self.machine.console.expect([answer, pexpect.TIMEOUT], timeout=6)
             match = self.machine.console.match
-        finally:
             self.detach()
         assert match.group(3) == "0", self.machine.replay(self.name)[-10:]
         return {k: int(v) for k, v in re.findall(r"(\w+)=(\d+)", match.group(1))}
@@ -58,19 +64,20 @@ class FuseGuest:
     def wait_again(self, timeout=120):
         """After a reset: waits until the new pages are there."""
         FuseGuest.tags += 1
-        deadline = time.time() + timeout
-        while not any(f" tag={FuseGuest.tags} " in x for x in self.machine.replay(self.name)):
-            assert time.time() < deadline, self.name
+
+        def answered():
             self.attach()
             self.machine.send(f"{FuseGuest.tags}{self.harmless}\r")
             self.detach()
+            return any(f" tag={FuseGuest.tags} " in x for x in self.machine.replay(self.name))
+        fusor.until(answered, timeout, self.name)
 
     def metric(self, metric):
         return self.machine.metrics()[self.name, metric]
 
     def facts(self):
         """What `vm show` says."""
-        return dict(x.split(": ", 1) for x in self.machine.command(f"vm show {self.name}"))
+        return self.machine.facts(f"vm show {self.name}")
 
     def vm(self, verb, more=""):
         self.machine.ok(f"vm {verb} {self.name}{more}")

@@ -12,11 +12,11 @@ CONFIG = "[host]\nconsole = com1:115200\n"
 @pytest.mark.parametrize("cpu,reason", [("Haswell", "VT-x"), ("EPYC", "AMD")])
 def test_refusal_is_one_clear_line(qemu, tmp_path, cpu, reason):
     image = fusor.make_image(str(tmp_path / "a.img"), CONFIG)
-    m = fusor.Machine(image, engine="qemu", memory=1024, timeout=120, cpu=cpu)
+    m = fusor.Machine(image, engine="qemu", memory=1024, cpu=cpu)
     try:
         m.console.expect(r"fusor: refused: ([^\r\n]*)\r\n", timeout=100)
         assert reason in m.console.match.group(1)
-        assert m.process.wait(60) == 3
+        assert m.process.wait(60 * fusor.PATIENCE) == 3
     finally:
         m.close()
 
@@ -26,7 +26,7 @@ def test_usb_four_cpus_and_six_gib(qemu, tmp_path):
     marker = tmp_path / "console-only"
     marker.write_text("")
     with fusor.running(tmp_path, CONFIG, [("fusor/console-only", str(marker))], prompt=200, engine="qemu",
-                       memory=6144, cpus=4, timeout=300, arguments=["--usb"]) as m:
+                       memory=6144, cpus=4, arguments=["--usb"]) as m:
         assert re.search(r"4 CPUs", m.boot_text)
         facts = dict(x.split(": ", 1) for x in m.command("host"))
         assert facts["cpus-online"] == "4"

@@ -7,6 +7,7 @@
 // sources: shell/autostart.c shell/metrics.c shell/metrics_print.c shell/config.c
 // sources: shell/config_keys.c boot/config_lex.c kernel/format.c kernel/error.c kernel/lock.c
 #include "console_operator.h"
+#include "devices/uart.h"
 #include "shell/facts.h"
 
 static void test_vm_commands(void **state)
@@ -282,6 +283,31 @@ static void test_vm_console(void **state)
     // Bytes as typed, without the LF of the command's own CRLF.
     assert_int_equal(guest_in_used, 14);
     assert_memory_equal(guest_in, "uname\177e -a\x1b[A\r", 14);
+}
+
+static void test_detach_waits_for_the_replay(void **state)
+{
+    (void)state;
+    no_vms();
+    create("a");
+    char said[801];
+    for (int i = 0; i < 80; i++)
+        memcpy(said + 10L * i, "12345678\r\n", 11);
+    guest_out_used = 0;
+    guest_says(said);
+    const char *got = type("vm console a\r\035term plain\r");
+    char wanted[1024];
+    snprintf(wanted, sizeof(wanted),
+             "vm console a\r\nattached to a, Ctrl-] detaches\r\n%sdetached from a\r\n" PROMPT
+             "term plain\r\nok\r\n" PROMPT,
+             said);
+    assert_string_equal(got, wanted);
+    // One that always has more to say shows what can be kept, and does not hold the operator.
+    guest_never_silent = true;
+    got = type("vm console a\r\035");
+    assert_non_null(strstr(got, "z\r\ndetached from a\r\n" PROMPT));
+    assert_int_equal(occurrences(got, "z"), UART_OUTPUT_BYTES);
+    guest_never_silent = false;
 }
 
 static void destroy_vm(void)

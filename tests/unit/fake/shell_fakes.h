@@ -265,7 +265,8 @@ static unsigned vm_count;
 static uint64_t next_vm_id = 1;
 static char guest_out[1024]; // every VM says the same
 static size_t guest_out_used;
-static char guest_in[4096]; // and hears into one place
+static bool guest_never_silent; // says more whenever it is asked
+static char guest_in[4096];     // and hears into one place
 static size_t guest_in_used;
 static size_t guest_in_room = sizeof(guest_in) - 1;
 static const uint64_t machine_frames = GIB / PAGE_SIZE;
@@ -449,6 +450,11 @@ int vm_console_read(const char *name, uint64_t *cursor, char *buffer, size_t siz
 {
     if (find_vm(name) == NULL)
         return E_NOENT;
+    if (guest_never_silent) {
+        memset(buffer, 'z', size);
+        *cursor += size;
+        return (int)size;
+    }
     size_t n = MIN(size, guest_out_used - *cursor);
     memcpy(buffer, guest_out + *cursor, n);
     *cursor += n;
