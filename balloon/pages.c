@@ -5,7 +5,9 @@
 // they mapped is noted; one shootdown; only then are frames freed and shared frames left (until
 // then a CPU may still read them). Between the steps the pages are untouched memory. Pages for the
 // balloon are marked last, under the gfn lock again, so that Private + Shared + Balloon is never
-// more than the VM has; a page that the guest touched meanwhile has left the balloon by that.
+// more than the VM has; a page that the guest touched meanwhile has left the balloon by that. For
+// the same reason vm->leaving says how many pages are on their way out: a first touch for which
+// there would be no room beside them looks again until they are gone (vm/memory.c).
 //
 // Locks: one gfn lock at a time. None is held over the shootdown.
 //
@@ -35,6 +37,7 @@
 struct batch {
     struct vm *vm;
     unsigned count;
+    uint64_t pages; // of all that is in `gone`: counted in vm->leaving
     uint64_t gone[RANGE_PAGES];
 };
 
@@ -79,12 +82,15 @@ static bool pinned(const struct ept_leaf *leaf, unsigned pages)
 static void unmap(struct batch *b, gfn_t gfn, const struct ept_leaf *leaf)
 {
     struct ept_leaf old;
+    unsigned pages = leaf->level == EPT_2M ? RANGE_PAGES : 1;
     if (leaf->kind == EPT_KIND_CANDIDATE) // whoever compares it sees that
         frame_end_version(leaf->frame);
+    atomic_fetch_add(&b->vm->leaving, pages); // before anybody can touch them anew
+    b->pages += pages;
     ept_unmap(&b->vm->ept, gfn, &old);
     b->gone[b->count++] = old.frame.raw | (leaf->kind == EPT_KIND_SHARED ? GONE_SHARED : 0) |
                           (leaf->level == EPT_2M ? GONE_LARGE : 0);
-    vm_untouch(b->vm, gfn, leaf->level == EPT_2M ? RANGE_PAGES : 1);
+    vm_untouch(b->vm, gfn, pages);
 }
 
 // gfn lock held: may all pages of this range, which has a table, go, and does the batch have room
@@ -170,6 +176,7 @@ static void finish(struct batch *b)
             freed += UINT64_C(1) << order;
         }
     }
+    atomic_fetch_sub(&vm->leaving, b->pages);
     reserve_repay(vm, freed);
 }
 
@@ -233,6 +240,7 @@ static int64_t give(struct vm *vm, const uint64_t *entries, unsigned count, bool
     int status = 0;
     b.vm = vm;
     b.count = 0;
+    b.pages = 0;
     while (done < MIN(count, BALLOON_CHUNK) && error == 0 && status == 0) {
         error = -(int64_t)check_entry(vm, entries[done]);
         if (error == 0 && for_balloon && seen_before(&seen, entries, done))

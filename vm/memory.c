@@ -77,6 +77,18 @@ static void own_frames(const struct vm *vm, hfn_t first, gfn_t gfn, unsigned cou
     }
 }
 
+// Is there room for `pages` pages more in what the VM counts as its own? Only what the balloon has
+// unmapped and not yet freed can be in the way, for the pages that are touched are untouched
+// memory; then the CPU that gives them needs a moment. Each vCPU may be here at the same time.
+static bool has_room(const struct vm *vm, unsigned pages)
+{
+    if (__builtin_expect(vm->leaving == 0, 1))
+        return true;
+    uint64_t used =
+        vm->account.private_frames + vm->account.shared_gfns + vm->account.ballooned + pages;
+    return used + VM_CPUS_MAX <= vm->config.memory / PAGE_SIZE;
+}
+
 // Populates a whole 2 MiB range with one zeroed large page. Returns 0, or E_AGAIN when it has to be
 // done page by page.
 static int populate_large(struct vm *vm, gfn_t gfn)
@@ -100,7 +112,7 @@ static int populate_large(struct vm *vm, gfn_t gfn)
         return E_AGAIN;
     own_frames(vm, frame, first, RANGE_PAGES);
     ept_lock_gfn(&vm->ept, first);
-    int status = ballooned_any(vm, first)
+    int status = ballooned_any(vm, first) || !has_room(vm, RANGE_PAGES)
                      ? E_AGAIN
                      : ept_map(&vm->ept, first, frame, EPT_2M, EPT_RWX, EPT_KIND_PRIVATE);
     if (status == 0) {
@@ -131,7 +143,8 @@ static void gather(struct vm *vm, gfn_t gfn)
     }
     own_frames(vm, block, first, RANGE_PAGES);
     ept_lock_gfn(&vm->ept, first);
-    bool good = !ballooned_any(vm, first); // those would come back unasked
+    // Pages of the balloon would come back unasked.
+    bool good = !ballooned_any(vm, first) && has_room(vm, RANGE_PAGES);
     for (unsigned i = 0; i < RANGE_PAGES && good; i++) {
         struct ept_leaf leaf = ept_lookup(&vm->ept, (gfn_t){first.raw + i});
         good = !leaf.present || (leaf.level == EPT_4K && leaf.kind == EPT_KIND_PRIVATE &&
@@ -196,7 +209,8 @@ static bool count_touch(struct vm *vm, gfn_t gfn)
         return false;
     if (++*touched < VM_PROMOTE_TOUCHES || vm->config.large_pages == VM_LARGE_OFF)
         return false;
-    if (ballooned_any(vm, gfn) || vm_is_held_back(vm)) { // when they have come back
+    // When they have come back, or are gone, and it may be touched.
+    if (ballooned_any(vm, gfn) || vm_is_held_back(vm) || !has_room(vm, RANGE_PAGES)) {
         --*touched;
         return false;
     }
@@ -257,6 +271,10 @@ static int populate(struct vm *vm, gfn_t gfn, unsigned permissions, bool write)
         int status = ept_prepare(&vm->ept, gfn);
         if (status != 0)
             return status;
+        if (!has_room(vm, 1)) {
+            cpu_relax();
+            return 0; // look again: the guest faults anew
+        }
         hfn_t frame;
         bool credit;
         status = touch_alloc(vm, gfn, write, &frame, &credit);
