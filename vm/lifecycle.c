@@ -255,13 +255,14 @@ static int check_commitment(const struct vm *vm, char *why)
 {
     struct vm_commitment c;
     vm_commitment(&c);
-    if (vm->config.memory / PAGE_SIZE <= c.left)
+    uint64_t needed = vm_commitment_of(&c, vm->config.memory);
+    if (needed <= c.left)
         return 0;
     uint64_t kb = PAGE_SIZE / KIB;
     return fail(why, E_NOMEM,
                 "needs %lu kB, overcommit = off leaves %lu kB (total %lu - Fusor %lu - reserve %lu "
                 "- VMs %lu); `vm balloon` or stop another",
-                vm->config.memory / KIB, c.left * kb, c.total * kb, c.fusor * kb, c.reserve * kb,
+                needed * kb, c.left * kb, c.total * kb, c.fusor * kb, c.reserve * kb,
                 c.guests * kb);
 }
 

@@ -251,6 +251,9 @@ static int touch_alloc(struct vm *vm, gfn_t gfn, bool write, hfn_t *frame, bool 
     unsigned flags = FRAME_ZEROED | (vm->restarting ? FRAME_HELD : 0);
     if (may && frame_alloc(FRAME_PRIVATE, 0, flags, &vm->account, frame) == 0)
         return 0;
+    if (may && reserve_stands_in() &&
+        frame_alloc(FRAME_PRIVATE, 0, FRAME_ZEROED | FRAME_RESERVE, &vm->account, frame) == 0)
+        return 0;
     if (!reserve_credit(vm))
         return E_NOMEM;
     *credit = true;
