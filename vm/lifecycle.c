@@ -433,8 +433,10 @@ int vm_set(const struct vm_config *config, char *why)
         bool balloon = config->balloon != vm->config.balloon;
         vm->config = *config;
         vm_vcpus_schedule(vm);
-        if (balloon)
-            vm_set_balloon_target(vm, config->balloon / PAGE_SIZE);
+        // One that auto-balloon has set may be more than is allowed now.
+        uint64_t most = (config->memory - config->memory_min) / PAGE_SIZE;
+        uint64_t target = balloon ? config->balloon / PAGE_SIZE : vm->balloon_target;
+        vm_set_balloon_target(vm, MIN(target, most));
     }
     vm_release(vm);
     return status;
