@@ -5,7 +5,9 @@
 // they mapped is noted; one shootdown; only then are frames freed and shared frames left (until
 // then a CPU may still read them). Between the steps the pages are untouched memory. Pages for the
 // balloon are marked last, under the gfn lock again, so that Private + Shared + Balloon is never
-// more than the VM has; a page that the guest touched meanwhile has left the balloon by that.
+// more than the VM has; a page that the guest touched meanwhile has left the balloon by that. For
+// the same reason vm->leaving says how many pages are on their way out: a first touch for which
+// there would be no room beside them looks again until they are gone (vm/memory.c).
 //
 // Locks: one gfn lock at a time. None is held over the shootdown.
 //
@@ -26,6 +28,11 @@
 #define RANGE_PAGES 512u
 #define RANGE_ORDER 9u
 
+// Ranges that one chunk looks through page by page. Such a range costs some ten thousand
+// instructions, one without a page table some hundred; with 64 of them nobody else would get the
+// CPU for millions.
+#define SLOW_RANGES 4u
+
 #define ENTRY_CLASS_MASK (UINT64_C(0xf) << FUSOR_ENTRY_CLASS_SHIFT)
 
 // What was unmapped, a word each: the frame's number and what it is.
@@ -35,6 +42,8 @@
 struct batch {
     struct vm *vm;
     unsigned count;
+    unsigned slow;  // ranges that were looked through
+    uint64_t pages; // of all that is in `gone`: counted in vm->leaving
     uint64_t gone[RANGE_PAGES];
 };
 
@@ -79,12 +88,15 @@ static bool pinned(const struct ept_leaf *leaf, unsigned pages)
 static void unmap(struct batch *b, gfn_t gfn, const struct ept_leaf *leaf)
 {
     struct ept_leaf old;
+    unsigned pages = leaf->level == EPT_2M ? RANGE_PAGES : 1;
     if (leaf->kind == EPT_KIND_CANDIDATE) // whoever compares it sees that
         frame_end_version(leaf->frame);
+    atomic_fetch_add(&b->vm->leaving, pages); // before anybody can touch them anew
+    b->pages += pages;
     ept_unmap(&b->vm->ept, gfn, &old);
     b->gone[b->count++] = old.frame.raw | (leaf->kind == EPT_KIND_SHARED ? GONE_SHARED : 0) |
                           (leaf->level == EPT_2M ? GONE_LARGE : 0);
-    vm_untouch(b->vm, gfn, leaf->level == EPT_2M ? RANGE_PAGES : 1);
+    vm_untouch(b->vm, gfn, pages);
 }
 
 // gfn lock held: may all pages of this range, which has a table, go, and does the batch have room
@@ -124,6 +136,7 @@ static int take_locked(struct batch *b, gfn_t gfn, unsigned pages, bool for_ball
         return 0;
     }
     unsigned mapped;
+    b->slow++;
     int status = check_small(b, gfn, &mapped);
     for (unsigned i = 0; i < RANGE_PAGES && mapped != 0 && status == 0; i++) {
         gfn_t page = {gfn.raw + i};
@@ -170,6 +183,7 @@ static void finish(struct batch *b)
             freed += UINT64_C(1) << order;
         }
     }
+    atomic_fetch_sub(&vm->leaving, b->pages);
     reserve_repay(vm, freed);
 }
 
@@ -233,7 +247,9 @@ static int64_t give(struct vm *vm, const uint64_t *entries, unsigned count, bool
     int status = 0;
     b.vm = vm;
     b.count = 0;
-    while (done < MIN(count, BALLOON_CHUNK) && error == 0 && status == 0) {
+    b.slow = 0;
+    b.pages = 0;
+    while (done < MIN(count, BALLOON_CHUNK) && b.slow < SLOW_RANGES && error == 0 && status == 0) {
         error = -(int64_t)check_entry(vm, entries[done]);
         if (error == 0 && for_balloon && seen_before(&seen, entries, done))
             error = -FUSOR_EEXIST;
@@ -251,8 +267,15 @@ static int64_t give(struct vm *vm, const uint64_t *entries, unsigned count, bool
 
 // --- Taking back ---
 
+// gfn lock held: is the range one without a page table that is in the balloon as a whole?
+static bool is_quick(struct vm *vm, gfn_t gfn, unsigned pages, unsigned there)
+{
+    struct ept_leaf leaf = ept_lookup(&vm->ept, gfn);
+    return there == pages && !leaf.present && leaf.level != EPT_4K;
+}
+
 // One entry; `budget` pages may be promised.
-static int give_back(struct vm *vm, uint64_t entry, uint64_t *budget)
+static int give_back(struct vm *vm, uint64_t entry, uint64_t *budget, unsigned *slow)
 {
     gfn_t gfn = entry_gfn(entry);
     unsigned pages = entry_pages(entry);
@@ -264,6 +287,7 @@ static int give_back(struct vm *vm, uint64_t entry, uint64_t *budget)
     else if (there != 0)
         status = 0;
     if (status == 0) {
+        *slow += pages != 1 && !is_quick(vm, gfn, pages, there);
         unsigned n = ballooned_take(vm, gfn, pages);
         *budget -= n;
         vm_hold_less(vm, n);
@@ -280,7 +304,7 @@ static int64_t take_back(struct vm *vm, const uint64_t *entries, unsigned count)
 {
     struct vm_commitment commitment;
     uint64_t most = 0;
-    unsigned done = 0;
+    unsigned done = 0, slow = 0;
     int64_t error = 0;
     count = MIN(count, BALLOON_CHUNK);
     for (unsigned i = 0; i < count; i++)
@@ -289,10 +313,10 @@ static int64_t take_back(struct vm *vm, const uint64_t *entries, unsigned count)
     vm_commitment(&commitment);
     uint64_t budget = MIN(frames_beyond_reserve(), commitment.left);
     budget -= MIN(budget, others);
-    while (done < count && error == 0) {
+    while (done < count && slow < SLOW_RANGES && error == 0) {
         error = -(int64_t)check_entry(vm, entries[done]);
         if (error == 0)
-            error = error_code(give_back(vm, entries[done], &budget));
+            error = error_code(give_back(vm, entries[done], &budget, &slow));
         done += error == 0;
     }
     atomic_fetch_sub(&deflating, most);

@@ -93,6 +93,11 @@ uint64_t frames_free(void)
     return sum > 0 ? (uint64_t)sum : 0; // the CPUs are not looked at in one moment
 }
 
+uint64_t frames_floor(void)
+{
+    return frame_floor();
+}
+
 uint64_t frames_beyond_reserve(void)
 {
     uint64_t n = frames_free();

@@ -255,13 +255,14 @@ static int check_commitment(const struct vm *vm, char *why)
 {
     struct vm_commitment c;
     vm_commitment(&c);
-    if (vm->config.memory / PAGE_SIZE <= c.left)
+    uint64_t needed = vm_commitment_of(&c, vm->config.memory);
+    if (needed <= c.left)
         return 0;
     uint64_t kb = PAGE_SIZE / KIB;
     return fail(why, E_NOMEM,
                 "needs %lu kB, overcommit = off leaves %lu kB (total %lu - Fusor %lu - reserve %lu "
                 "- VMs %lu); `vm balloon` or stop another",
-                vm->config.memory / KIB, c.left * kb, c.total * kb, c.fusor * kb, c.reserve * kb,
+                needed * kb, c.left * kb, c.total * kb, c.fusor * kb, c.reserve * kb,
                 c.guests * kb);
 }
 
@@ -432,8 +433,10 @@ int vm_set(const struct vm_config *config, char *why)
         bool balloon = config->balloon != vm->config.balloon;
         vm->config = *config;
         vm_vcpus_schedule(vm);
-        if (balloon)
-            vm_set_balloon_target(vm, config->balloon / PAGE_SIZE);
+        // One that auto-balloon has set may be more than is allowed now.
+        uint64_t most = (config->memory - config->memory_min) / PAGE_SIZE;
+        uint64_t target = balloon ? config->balloon / PAGE_SIZE : vm->balloon_target;
+        vm_set_balloon_target(vm, MIN(target, most));
     }
     vm_release(vm);
     return status;

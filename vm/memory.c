@@ -66,7 +66,8 @@ static bool count_touch(struct vm *vm, gfn_t gfn)
         return false;
     if (++*touched < VM_PROMOTE_TOUCHES || vm->config.large_pages == VM_LARGE_OFF)
         return false;
-    if (ballooned_any(vm, gfn) || vm_is_held_back(vm)) { // when they have come back
+    // When they have come back, or are gone, and it may be touched.
+    if (ballooned_any(vm, gfn) || vm_is_held_back(vm) || !memory_has_room(vm, RANGE_PAGES)) {
         --*touched;
         return false;
     }
@@ -107,6 +108,9 @@ static int touch_alloc(struct vm *vm, gfn_t gfn, bool write, hfn_t *frame, bool 
     unsigned flags = FRAME_ZEROED | (vm->restarting ? FRAME_HELD : 0);
     if (may && frame_alloc(FRAME_PRIVATE, 0, flags, &vm->account, frame) == 0)
         return 0;
+    if (may && reserve_stands_in() &&
+        frame_alloc(FRAME_PRIVATE, 0, FRAME_ZEROED | FRAME_RESERVE, &vm->account, frame) == 0)
+        return 0;
     if (!reserve_credit(vm))
         return E_NOMEM;
     *credit = true;
@@ -125,6 +129,10 @@ int memory_populate(struct vm *vm, gfn_t gfn, unsigned permissions, bool write)
         int status = ept_prepare(&vm->ept, gfn);
         if (status != 0)
             return status;
+        if (!memory_has_room(vm, 1)) {
+            cpu_relax();
+            return 0; // look again: the guest faults anew
+        }
         hfn_t frame;
         bool credit;
         status = touch_alloc(vm, gfn, write, &frame, &credit);

@@ -44,7 +44,7 @@ int memory_populate_large(struct vm *vm, gfn_t gfn)
         return E_AGAIN;
     memory_own(vm, frame, first, RANGE_PAGES);
     ept_lock_gfn(&vm->ept, first);
-    int status = ballooned_any(vm, first)
+    int status = ballooned_any(vm, first) || !memory_has_room(vm, RANGE_PAGES)
                      ? E_AGAIN
                      : ept_map(&vm->ept, first, frame, EPT_2M, EPT_RWX, EPT_KIND_PRIVATE);
     if (status == 0) {
@@ -75,7 +75,8 @@ static void gather(struct vm *vm, gfn_t gfn)
     }
     memory_own(vm, block, first, RANGE_PAGES);
     ept_lock_gfn(&vm->ept, first);
-    bool good = !ballooned_any(vm, first); // those would come back unasked
+    // Pages of the balloon would come back unasked.
+    bool good = !ballooned_any(vm, first) && memory_has_room(vm, RANGE_PAGES);
     for (unsigned i = 0; i < RANGE_PAGES && good; i++) {
         struct ept_leaf leaf = ept_lookup(&vm->ept, (gfn_t){first.raw + i});
         good = !leaf.present || (leaf.level == EPT_4K && leaf.kind == EPT_KIND_PRIVATE &&

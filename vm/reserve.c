@@ -58,8 +58,20 @@ void reserve_return(struct vm *vm, enum reserve_share share)
         reserve_repay(vm, 1);
 }
 
+bool reserve_stands_in(void)
+{
+    struct frames_snapshot s;
+    if (vm_overcommits())
+        return false;
+    frames_snapshot(&s, NULL, 0, NULL, NULL);
+    return s.count[FRAME_FREE] + MIN(s.count[FRAME_TABLE], frames_reserve() / 2) > frames_floor();
+}
+
 int reserve_for_split(struct vm *vm, hfn_t *frame, enum reserve_share *share)
 {
+    *share = RESERVE_NONE;
+    if (reserve_stands_in() && frame_alloc(FRAME_FUSOR, 0, FRAME_RESERVE, NULL, frame) == 0)
+        return 0;
     *share = take_part(vm) ? RESERVE_PART : reserve_credit(vm) ? RESERVE_CREDIT : RESERVE_NONE;
     if (*share != RESERVE_NONE && frame_alloc(FRAME_FUSOR, 0, FRAME_RESERVE, NULL, frame) == 0)
         return 0;

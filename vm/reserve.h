@@ -10,6 +10,11 @@
 // Beside that a VM whose balloon target is not reached has a credit, for splits and first touches:
 // its driver needs some memory to find pages it can give. What it gives counts against it.
 //
+// With overcommit = off all that VMs may touch was there when they started, but page tables were
+// not counted: they are for the reserve to serve. Those that were made while there were other
+// frames have taken some of what was promised, so as much of the reserve, but no more than half of
+// it, stands in for that.
+//
 // No function takes a lock or needs one.
 #pragma once
 
@@ -27,6 +32,9 @@ enum reserve_share { RESERVE_NONE, RESERVE_PART, RESERVE_CREDIT };
 int reserve_for_split(struct vm *vm, hfn_t *frame, enum reserve_share *share);
 // That frame was not there, or was not needed after all.
 void reserve_return(struct vm *vm, enum reserve_share share);
+
+// Is there a frame of the reserve that stands in for what page tables have taken?
+bool reserve_stands_in(void);
 
 // May a first touch take one frame more than the VM would get else? It counts, until it is
 // returned.

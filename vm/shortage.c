@@ -25,11 +25,36 @@ void vm_set_overcommit(bool on)
     overcommit = on;
 }
 
+bool vm_overcommits(void)
+{
+    return overcommit;
+}
+
+// At most: one for each 2 MiB, one for each 1 GiB, those above, and what lies elsewhere.
+static uint64_t tables_of(uint64_t memory)
+{
+    return memory / (2 * MIB) + memory / GIB + 8;
+}
+
+// Page tables beyond what the reserve serves.
+static uint64_t excess(const struct vm_commitment *c, uint64_t tables)
+{
+    uint64_t served = c->reserve / 2;
+    return tables > served ? tables - served : 0;
+}
+
 static void add_committed(struct vm *vm, void *context)
 {
-    uint64_t *pages = context;
-    if (vm->memory_present || vm->restarting)
-        *pages += vm->config.memory / PAGE_SIZE - MAX(vm->account.ballooned, vm->held_back);
+    struct vm_commitment *c = context;
+    if (!vm->memory_present && !vm->restarting)
+        return;
+    c->guests += vm->config.memory / PAGE_SIZE - MAX(vm->account.ballooned, vm->held_back);
+    c->tables += tables_of(vm->config.memory);
+}
+
+uint64_t vm_commitment_of(const struct vm_commitment *c, uint64_t memory)
+{
+    return memory / PAGE_SIZE + excess(c, c->tables + tables_of(memory)) - excess(c, c->tables);
 }
 
 static uint64_t promised(const struct vm_commitment *c)
@@ -44,10 +69,11 @@ void vm_commitment(struct vm_commitment *out)
     if (overcommit)
         return;
     frames_snapshot(&frames, NULL, 0, NULL, NULL);
-    vm_for_each(add_committed, &out->guests);
+    vm_for_each(add_committed, out);
     out->total = frames.total;
     out->fusor = frames.count[FRAME_FUSOR];
     out->reserve = frames_reserve();
+    out->guests += excess(out, out->tables);
     uint64_t used = promised(out);
     out->left = out->total > used ? out->total - used : 0;
 }

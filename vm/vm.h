@@ -59,13 +59,18 @@ int vm_stop(const char *name, char *why);
 
 // overcommit = off: a VM starts only if all its memory fits beside what the others may still touch.
 void vm_set_overcommit(bool on);
+bool vm_overcommits(void);
 // What overcommit = off counts, in frames: the memory of all VMs that have any, without what is in
-// their balloons, has to fit beside Fusor's own frames and the reserve.
+// their balloons, has to fit beside Fusor's own frames and the reserve. Half of the reserve serves
+// page tables (vm/reserve.h); those of large VMs that may need more are counted with the VMs.
 struct vm_commitment {
     uint64_t total, fusor, reserve, guests;
-    uint64_t left; // UINT64_MAX when overcommit is on
+    uint64_t tables; // page tables that the VMs may need at most
+    uint64_t left;   // UINT64_MAX when overcommit is on
 };
 void vm_commitment(struct vm_commitment *out);
+// What a VM with `memory` bytes would add to c->guests.
+uint64_t vm_commitment_of(const struct vm_commitment *c, uint64_t memory);
 
 // Copies of all VMs in order of creation with one consistent snapshot of all frames. Returns the
 // count. `infos` has room for VM_MAX.

@@ -68,6 +68,9 @@ struct vm {
     uint64_t ranges;
     uint64_t *ballooned; // vm/ballooned.h: a bit per page, RANGE_WORDS words per range
     hfn_t zero_page;     // what reads of ballooned pages see
+    // Pages that were unmapped and whose frames still count as the VM's, until the shootdown is
+    // done (balloon/pages.c). They may be touched anew meanwhile.
+    _Atomic uint64_t leaving;
     _Atomic uint64_t balloon_returned; // pages that left the balloon because they were written to
     _Atomic uint64_t balloon_target;   // pages that the operator, or the policy, wants in it
     _Atomic bool balloon_driver;       // a driver has asked for the target since the last reset

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // sources: tests/unit/fusion_world.c tests/unit/fusion_guest.c tests/unit/fusion_check.c
 // sources: vm/access.c vm/memory_large.c
+// sources: tests/unit/fusion_cpus.c
 // sources: vm/memory.c vm/ballooned.c vm/reserve.c vm/shortage.c
 // sources: balloon/pages.c
 // sources: fusion/backoff.c fusion/budget.c fusion/control.c fusion/fuse.c fusion/index.c
@@ -15,6 +16,7 @@
 // What others may see of a VM and count on while pages of it come and go: a snapshot of metrics at
 // any moment, and with overcommit = off the memory that was promised to them.
 #include "balloon_world.h"
+#include "fusion_cpus.h"
 #include "vm/reserve.h"
 
 // --- What a snapshot can see ---
@@ -73,6 +75,82 @@ static void test_snapshot_while_given(void **state)
         }
 }
 
+// Both wait for the other: the one after its shootdown, when its pages are unmapped and still
+// counted, the other when it is told to look again.
+static void step_giving(enum world_point point)
+{
+    if (point == POINT_SHOT || point == POINT_RELAX)
+        cpus_yield();
+}
+
+static void give_range(void)
+{
+    uint64_t entry = FUSOR_ENTRY(512, 0, 9);
+    forget_model(A, 512, 512);
+    assert_int_equal(balloon_free_pages(&world.vm[A], &entry, 1), 1);
+}
+
+static void touch_range(void)
+{
+    for (unsigned i = 0; i < 512; i++)
+        store(1, A, 512 + i, 8, i + 1);
+    world_leave(1);
+}
+
+// All that the VM has, the last range as small or large pages, its own or shared ones.
+static void fill_all(enum vm_large_pages mode, bool shared)
+{
+    world_start(0);
+    for (unsigned n = 0; n < (shared ? 2u : 1u); n++) {
+        world_configure(n, 4 * MIB, "all");
+        world.vm[n].config.large_pages = mode;
+        assert_int_equal(world_create(n), 0);
+        for (uint64_t i = 0; i < 512 && n == A; i++)
+            if (vm_area_of(&world.vm[n], (gfn_t){i}) == VM_AREA_RAM)
+                fill(1, n, i, 0xa5a500000000 + i * 1000);
+        for (uint64_t i = 0; i < 512; i++)
+            fill(1, n, 512 + i, 1 + i * 1000);
+        if (shared)
+            assert_int_equal(hint_range(n, 512), 1);
+    }
+    assert_int_equal(leaf_of(A, 512).level, mode == VM_LARGE_OFF ? EPT_4K : EPT_2M);
+    assert_int_equal(is_shared(A, 512), shared);
+    assert_int_equal(is_shared(A, 1023), shared);
+    for (unsigned cpu = 0; cpu < WORLD_CPUS; cpu++)
+        world_leave(cpu);
+}
+
+// Another vCPU touches what is being given.
+static void test_snapshot_while_given_is_touched(void **state)
+{
+    (void)state;
+    for (unsigned i = 0; i < 4; i++) {
+        fill_all((i & 1) != 0 ? VM_LARGE_OFF : VM_LARGE_AUTO, (i & 2) != 0);
+        world.coroutines = true;
+        world.step = step_giving;
+        cpus_make(0, give_range);
+        cpus_make(1, touch_range);
+        bool waited = false;
+        while (!cpu_finished[0]) {
+            cpus_resume(0);
+            no_more_than_it_has();
+            waited |= !cpu_finished[0];
+            cpus_resume(1);
+            no_more_than_it_has();
+        }
+        assert_true(waited);
+        while (!cpu_finished[1])
+            cpus_resume(1);
+        world.step = NULL;
+        world.coroutines = false;
+        no_more_than_it_has();
+        assert_int_equal(private_of(A), 416 + 512);
+        world_check();
+        world_check_contents();
+        world_finish();
+    }
+}
+
 static void touch_eagerly(void)
 {
     fill(2, A, 700, 2);
@@ -123,6 +201,15 @@ static uint64_t left_to_promise(void)
     return c.left;
 }
 
+// The reserve takes all that is left.
+static void promise_all(void)
+{
+    frames_set_reserve(0);
+    for (unsigned i = 0; i < 2; i++) // page tables are the reserve's, once there is one
+        frames_set_reserve(frames_reserve() + left_to_promise());
+    assert_int_equal(left_to_promise(), 0);
+}
+
 // What it may touch is 512 pages, less those that other vCPUs might touch at the same time.
 #define MAY_TOUCH (512 - (VM_CPUS_MAX - 1))
 
@@ -134,8 +221,7 @@ static void start_promised(void)
     world_vm(A, 4 * MIB, "");
     world_vm(B, 4 * MIB, "");
     assert_int_equal(one(balloon_inflate, A, 512, 9), 1);
-    frames_set_reserve(left_to_promise());
-    assert_int_equal(left_to_promise(), 0);
+    promise_all();
     world.may_wait = true;
 }
 
@@ -281,6 +367,39 @@ static void test_writes_keep_promises(void **state)
     world_finish();
 }
 
+// A VM that is all the machine has room for, and touches one page in each range: page tables, which
+// no promise counts, must not leave it waiting for what it was promised.
+static void test_page_tables_are_the_reserves(void **state)
+{
+    (void)state;
+    const unsigned ranges = 200;
+    world_start(0);
+    vm_set_overcommit(false);
+    world_configure(A, 4 * MIB, "");
+    world.vm[A].config.memory = ranges * 2 * MIB;
+    assert_int_equal(world_create(A), 0);
+    world_use(0);
+    for (unsigned i = 1; i < ranges; i++) {
+        uint64_t range = FUSOR_ENTRY(i * 512, 0, 9);
+        assert_int_equal(balloon_inflate(&world.vm[A], &range, 1), 1);
+    }
+    for (unsigned i = 1; i < ranges; i++) {
+        uint64_t page = FUSOR_ENTRY(i * 512 + i, 0, 0);
+        assert_int_equal(balloon_deflate(&world.vm[A], &page, 1), 1);
+    }
+    promise_all();
+    world.may_wait = true;
+    for (uint64_t i = 0; i < 512; i++)
+        if (vm_area_of(&world.vm[A], (gfn_t){i}) == VM_AREA_RAM)
+            assert_non_null(world_access(1, A, i, READ | WRITE));
+    for (unsigned i = 1; i < ranges; i++)
+        assert_non_null(world_access(1, A, i * 512 + i, READ | WRITE));
+    assert_true(world_snapshot().count[FRAME_FREE] < frames_reserve());
+    world_check();
+    frames_set_reserve(0);
+    world_finish();
+}
+
 // With overcommit = on nobody is held back.
 static void test_nothing_promised(void **state)
 {
@@ -300,11 +419,13 @@ int main(void)
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_snapshot_while_promoted),
         cmocka_unit_test(test_snapshot_while_given),
+        cmocka_unit_test(test_snapshot_while_given_is_touched),
         cmocka_unit_test(test_snapshot_while_populated),
         cmocka_unit_test(test_promised_once),
         cmocka_unit_test(test_reset_keeps_promises),
         cmocka_unit_test(test_large_pages_keep_promises),
         cmocka_unit_test(test_writes_keep_promises),
+        cmocka_unit_test(test_page_tables_are_the_reserves),
         cmocka_unit_test(test_nothing_promised),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -92,6 +92,66 @@ static void test_many_small_ones(void **state)
     world_finish();
 }
 
+static unsigned looks;
+
+static void count_looks(enum world_point point)
+{
+    looks += point == POINT_LOOKED;
+}
+
+// Calls until all is done; none looks at more than a few thousand pages.
+static unsigned calls_for(list_call work, const uint64_t *list, unsigned count)
+{
+    unsigned calls = 0;
+    for (unsigned done = 0; done < count; calls++) {
+        world_use(0);
+        looks = 0;
+        world.step = count_looks;
+        int64_t n = call(work, A, list + done, count - done);
+        world.step = NULL;
+        assert_true(n > 0);
+        assert_in_range(looks, 0, 2 * 4 * 512 + 64);
+        done += (unsigned)n;
+        world_check();
+    }
+    return calls;
+}
+
+// Ranges with a page table, of which each page has to be looked at, do not all go in one call: that
+// would keep the CPU from everybody else.
+static void test_many_tables(void **state)
+{
+    (void)state;
+    world_start(8192);
+    world_configure(A, 16 * MIB, "");
+    assert_int_equal(world_create(A), 0);
+    uint64_t list[7];
+    for (unsigned i = 0; i < 7; i++) {
+        list[i] = FUSOR_ENTRY(512 + 512 * i, 0, 9);
+        fill(1, A, 512 + 512 * i + i, 1);
+    }
+    assert_int_equal(calls_for(balloon_free_pages, list, 7), 2);
+    assert_int_equal(private_of(A), 0);
+    assert_int_equal(calls_for(balloon_inflate, list, 7), 2);
+    assert_int_equal(ballooned(A), 7 * 512);
+    for (unsigned i = 0; i < 7; i++)
+        load(1, A, 512 + 512 * i + i);
+    assert_int_equal(calls_for(balloon_deflate, list, 7), 2);
+    assert_int_equal(ballooned(A), 0);
+    world_check_contents();
+    // Without tables a range is one look.
+    world_end_vm(A, false);
+    assert_int_equal(world_create(A), 0);
+    assert_int_equal(calls_for(balloon_inflate, list, 7), 1);
+    assert_int_equal(calls_for(balloon_deflate, list, 7), 1);
+    // But not if it is in the balloon in pieces.
+    for (unsigned i = 0; i < 7; i++)
+        assert_int_equal(inflate(A, 512 + 512 * i + i), 1);
+    assert_int_equal(calls_for(balloon_deflate, list, 7), 2);
+    assert_int_equal(ballooned(A), 0);
+    world_finish();
+}
+
 // What fits a batch goes in one call: 512 pages that map something of their own, and not one more.
 static void test_full_batch(void **state)
 {
@@ -234,7 +294,7 @@ int main(void)
         cmocka_unit_test(test_large),          cmocka_unit_test(test_many_small_ones),
         cmocka_unit_test(test_full_batch),     cmocka_unit_test(test_large_shared),
         cmocka_unit_test(test_promotion),      cmocka_unit_test(test_eager),
-        cmocka_unit_test(test_eager_and_give),
+        cmocka_unit_test(test_eager_and_give), cmocka_unit_test(test_many_tables),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -583,6 +583,13 @@ static void sums(void **state)
     vm->vcpus[3]->waiting_memory = true;
     assert_int_equal(vm_get("alpha", &info), 0);
     assert_int_equal(info.state, VM_WAITING_MEMORY);
+    // What auto-balloon wants of it follows memory-min down, and nothing else moves it.
+    vm->balloon_target = 3000;
+    assert_int_equal(vm_set(&config, why), 0);
+    assert_int_equal(vm->balloon_target, 3000);
+    config.memory_min = config.memory - 1000 * PAGE_SIZE;
+    assert_int_equal(vm_set(&config, why), 0);
+    assert_int_equal(vm->balloon_target, 1000);
     // With fewer vCPUs no count goes back.
     config.cpus = 1;
     assert_int_equal(vm_set(&config, why), 0);

@@ -31,6 +31,27 @@ uint64_t frames_reserve_epoch(void)
     return epoch;
 }
 
+bool vm_overcommits(void)
+{
+    return true;
+}
+
+void frames_snapshot(struct frames_snapshot *out, struct frame_account *const *accounts, size_t n,
+                     uint64_t *private_out, uint64_t *shared_out)
+{
+    (void)out;
+    (void)accounts;
+    (void)n;
+    (void)private_out;
+    (void)shared_out;
+    fail_msg("overcommit is on");
+}
+
+uint64_t frames_floor(void)
+{
+    return reserve;
+}
+
 int frame_alloc(enum frame_state state, unsigned order, unsigned flags,
                 struct frame_account *account, hfn_t *out)
 {

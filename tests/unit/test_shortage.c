@@ -144,6 +144,34 @@ static void test_commitment(void **state)
     assert_int_equal(c.left, 0);
 }
 
+// Half of the reserve serves page tables; those of large VMs are counted as far as they go beyond.
+static void test_commitment_of_tables(void **state)
+{
+    (void)state;
+    struct vm_commitment c;
+    vm_set_overcommit(false);
+    total_frames = 16 * GIB / PAGE_SIZE;
+    reserve_frames = 4096;
+    vms[0].memory_present = vms[1].memory_present = true;
+    vms[0].config.memory = 4 * GIB - 100 * MIB;
+    vm_commitment(&c);
+    assert_in_range(c.tables, 2048, 2048 + 32);
+    uint64_t beyond = c.tables - 2048;
+    assert_int_equal(c.guests, 4 * GIB / PAGE_SIZE + beyond);
+    assert_int_equal(c.left, total_frames - 4096 - c.guests);
+    assert_in_range(vm_commitment_of(&c, 2 * GIB), 2 * GIB / PAGE_SIZE + 1024 + 2,
+                    2 * GIB / PAGE_SIZE + 1024 + 16);
+    uint64_t before = c.guests, more = vm_commitment_of(&c, 2 * GIB);
+    vms[2].memory_present = true;
+    vms[2].config.memory = 2 * GIB;
+    vm_commitment(&c);
+    assert_int_equal(c.guests, before + more);
+    reserve_frames = 16384;
+    vm_commitment(&c);
+    assert_int_equal(c.guests, 6 * GIB / PAGE_SIZE);
+    assert_int_equal(vm_commitment_of(&c, 100 * MIB), 25600);
+}
+
 static void another_takes_the_rest(void)
 {
     vms[1].held_back -= 512;
@@ -174,7 +202,8 @@ static void test_held_back(void **state)
         vms[i].account.private_frames = pages - 1000;
     }
     struct vm_commitment c;
-    total_frames = 2 * (pages - 1000);
+    reserve_frames = 400; // for their page tables
+    total_frames = 2 * (pages - 1000) + reserve_frames;
     assert_true(vm_is_held_back(&vms[0]));
     assert_false(vm_may_grow(&vms[0]));
     assert_int_equal(vms[0].held_back, 1000);
@@ -202,7 +231,7 @@ static void test_held_back(void **state)
     assert_int_equal(vms[0].held_back, 1000 - 600);
     vm_commitment(&c);
     assert_int_equal(c.left, 0);
-    assert_int_equal(c.guests, total_frames);
+    assert_int_equal(c.guests + reserve_frames, total_frames);
     // What was agreed to is the VM's again; what never was held back stays out of it.
     vms[0].account.ballooned = 90;
     vm_hold_less(&vms[0], 10);
@@ -463,10 +492,18 @@ int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup(name, start)
     const struct CMUnitTest tests[] = {
-        TEST(test_commitment), TEST(test_held_back),     TEST(test_one_episode),
-        TEST(test_doorbell),   TEST(test_nothing_to_do), TEST(test_machine_is_short),
-        TEST(test_memory_min), TEST(test_needy),         TEST(test_waiting_guest),
-        TEST(test_settles),    TEST(test_old_report),
+        TEST(test_commitment),
+        TEST(test_commitment_of_tables),
+        TEST(test_held_back),
+        TEST(test_one_episode),
+        TEST(test_doorbell),
+        TEST(test_nothing_to_do),
+        TEST(test_machine_is_short),
+        TEST(test_memory_min),
+        TEST(test_needy),
+        TEST(test_waiting_guest),
+        TEST(test_settles),
+        TEST(test_old_report),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
