@@ -8,6 +8,8 @@
 // clears the bit.
 #include "vmx/events.h"
 
+#include <arch/cpu.h>
+
 #include "vmx/instructions.h"
 
 #define RFLAGS_IF (1u << 9)
@@ -160,6 +162,6 @@ void vcpu_inject_exception(struct vcpu *v, uint8_t vector, uint32_t error)
 
 void vcpu_inject_page_fault(struct vcpu *v, uint64_t linear, uint32_t error)
 {
-    __asm__ volatile("mov %0, %%cr2" ::"r"(linear)); // the guest's CR2 is loaded while it runs here
+    cpu_write_cr2(linear); // the guest's CR2 is loaded while it runs here
     vcpu_inject_exception(v, 14, error);
 }

@@ -61,19 +61,15 @@ static enum vcpu_result exit_machine_check(struct vcpu *v)
 // A #DB exit comes before DR6 and DR7.GD are updated, INT1's before RIP is advanced (SDM vol.
 // 3, 28.1 and 28.2.2); and with TF set in a STI or MOV-SS shadow VM entry wants to see BS pending
 // (27.3.1.5).
-static void before_debug_exception(uint32_t info)
+static void before_debug_exception(struct vcpu *v, uint32_t info)
 {
     uint64_t q = vmcs_read(VMCS_EXIT_QUALIFICATION);
-    uint64_t dr6;
-    __asm__ volatile("mov %%db6, %0" : "=r"(dr6));
-    dr6 = (dr6 & ~UINT64_C(0xf)) | (q & 0x600f);
-    __asm__ volatile("mov %0, %%db6" ::"r"(dr6));
+    cpu_write_dr6((cpu_read_dr6() & ~UINT64_C(0xf)) | (q & 0x600f));
     vmcs_write(VMCS_GUEST_DR7, vmcs_read(VMCS_GUEST_DR7) & ~(UINT64_C(1) << 13));
     uint32_t blocking = vmcs_read32(VMCS_GUEST_INTERRUPTIBILITY);
     bool shadow = (blocking & (BLOCKING_STI | BLOCKING_MOV_SS)) != 0;
     if (INFO_TYPE(info) == 5) {
-        vmcs_write(VMCS_GUEST_RIP,
-                   vmcs_read(VMCS_GUEST_RIP) + vmcs_read32(VMCS_EXIT_INSTRUCTION_LENGTH));
+        vcpu_step_rip(v, vmcs_read32(VMCS_EXIT_INSTRUCTION_LENGTH));
         vmcs_write(VMCS_GUEST_INTERRUPTIBILITY, blocking & ~(BLOCKING_STI | BLOCKING_MOV_SS));
     } else if (shadow && (vmcs_read(VMCS_GUEST_RFLAGS) & (1u << 8)) != 0) {
         vmcs_write(VMCS_GUEST_PENDING_DEBUG, vmcs_read(VMCS_GUEST_PENDING_DEBUG) | UINT64_C(1)
@@ -99,7 +95,7 @@ static enum vcpu_result exit_exception_or_nmi(struct vcpu *v)
         return exit_machine_check(v);
     uint32_t error = (info & INFO_ERROR_CODE) != 0 ? vmcs_read32(VMCS_EXIT_ERROR_CODE) : 0;
     if (vector == 1)
-        before_debug_exception(info);
+        before_debug_exception(v, info);
     vcpu_inject_exception(v, vector, error);
     return VCPU_RESUME;
 }

@@ -1,0 +1,267 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// sources: vmx/exits.c vmx/events.c vmx/control_registers.c vmx/registers.c vmx/port_io.c
+// sources: vmx/cpuid.c kernel/format.c
+// Exit handlers on a pretended VMCS: where RIP goes, what a control register may become, and
+// whether the next VM entry would find a guest state that the CPU accepts (SDM vol. 3, 27.3.1).
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "ept/ept.h"
+#include "fake.h"
+#include "kernel/error.h"
+#include "kernel/irq.h"
+#include "kernel/log.h"
+#include "kernel/string.h"
+#include "vmx/capability.h"
+#include "vmx/cpuid.h"
+#include "vmx/events.h"
+#include "vmx/exits.h"
+#include "vmx/instructions.h"
+#include "vmx/msr.h"
+#include "vmx/msrs.h"
+
+#define CR0_PE   UINT64_C(0x1)
+#define CR0_NE   UINT64_C(0x20)
+#define CR0_PG   UINT64_C(0x80000000)
+#define CR4_PAE  UINT64_C(0x20)
+#define CR4_MCE  UINT64_C(0x40)
+#define CR4_VMXE UINT64_C(0x2000)
+
+#define RFLAGS_TF  UINT64_C(0x100)
+#define RFLAGS_IF  UINT64_C(0x200)
+#define PENDING_BS UINT64_C(0x4000)
+
+#define CODE64 0xa09bu
+#define CODE32 0xc09bu
+#define TSS16  0x83u
+#define TSS32  0x8bu
+
+// --- The rooms around ---
+
+struct vmx_capability vmx_capability;
+static bool yield_wanted;
+static unsigned crashes;
+static uint8_t memory[4 * PAGE_SIZE];
+static struct cpuid_policy policy;
+static struct vcpu vcpu;
+
+void vmx_unblock_nmi(void);
+void vmx_unblock_nmi(void)
+{
+}
+
+void irq_handle_nmi(bool in_guest)
+{
+    assert_true(in_guest);
+}
+
+void irq_dispatch(unsigned vector)
+{
+    (void)vector;
+}
+
+void log_write(enum log_level level, const char *format, ...)
+{
+    (void)level;
+    (void)format;
+}
+
+bool sched_must_yield(uint32_t cpu)
+{
+    assert_int_equal(cpu, 0);
+    return yield_wanted;
+}
+
+bool sched_yield_to_group(struct sched_entity *e, uint64_t until)
+{
+    (void)e;
+    (void)until;
+    return false;
+}
+
+struct ept_leaf ept_lookup(struct ept *ept, gfn_t gfn)
+{
+    (void)ept;
+    (void)gfn;
+    return (struct ept_leaf){0};
+}
+
+enum ept_fault_result ept_run_fault_hooks(void *vm, const struct ept_fault *fault)
+{
+    (void)vm;
+    (void)fault;
+    return EPT_FAULT_RETRY;
+}
+
+enum vcpu_result vcpu_exit_rdmsr(struct vcpu *v)
+{
+    (void)v;
+    return VCPU_RESUME;
+}
+
+enum vcpu_result vcpu_exit_wrmsr(struct vcpu *v)
+{
+    (void)v;
+    return VCPU_RESUME;
+}
+
+static void crashed(struct vcpu *v, const char *why)
+{
+    (void)v;
+    (void)why;
+    crashes++;
+}
+
+static int read_memory(struct vcpu *v, gpa_t from, void *to, size_t size)
+{
+    (void)v;
+    if (from.raw > sizeof(memory) || size > sizeof(memory) - from.raw)
+        return E_RANGE;
+    memcpy(to, memory + from.raw, size);
+    return 0;
+}
+
+static int write_memory(struct vcpu *v, gpa_t to, const void *from, size_t size)
+{
+    (void)v;
+    if (to.raw > sizeof(memory) || size > sizeof(memory) - to.raw)
+        return E_RANGE;
+    memcpy(memory + to.raw, from, size);
+    return 0;
+}
+
+static unsigned port_accesses;
+
+static uint32_t pio_in(struct vcpu *v, uint16_t port, unsigned size)
+{
+    (void)v;
+    (void)port;
+    (void)size;
+    port_accesses++;
+    return 0x55;
+}
+
+static void pio_out(struct vcpu *v, uint16_t port, unsigned size, uint32_t value)
+{
+    (void)v;
+    (void)port;
+    (void)size;
+    (void)value;
+    port_accesses++;
+}
+
+static const struct vcpu_ops ops = {
+    .crashed = crashed,
+    .read_memory = read_memory,
+    .write_memory = write_memory,
+    .pio_in = pio_in,
+    .pio_out = pio_out,
+};
+
+static struct cpuid_leaf machine_cpuid(uint32_t leaf, uint32_t subleaf)
+{
+    (void)subleaf;
+    switch (leaf) {
+    case 0:
+        return (struct cpuid_leaf){.eax = 1};
+    case 1:
+        return (struct cpuid_leaf){.ecx = 1u << 17, .edx = ~0u}; // PCID
+    case 0x80000000u:
+        return (struct cpuid_leaf){.eax = 0x80000008u};
+    case 0x80000008u:
+        return (struct cpuid_leaf){.eax = 0x3027}; // 39 bits physical, 48 linear
+    default:
+        return (struct cpuid_leaf){0};
+    }
+}
+
+// 64-bit code in ring 0.
+static int setup(void **state)
+{
+    (void)state;
+    fake_machine(16 * MIB, 1);
+    memset(fake_vmcs, 0, sizeof(fake_vmcs));
+    memset(memory, 0, sizeof(memory));
+    memset(&vcpu, 0, sizeof(vcpu));
+    yield_wanted = false;
+    crashes = port_accesses = 0;
+    vmx_capability = (struct vmx_capability){.cr4_fixed0 = CR4_VMXE};
+    cpuid_policy_init(&policy, 1, 1000000000, machine_cpuid);
+    vcpu.ops = &ops;
+    vcpu.cpuid = &policy;
+    vcpu.entry_controls = ENTRYC_IA32E_GUEST;
+    vmcs_write(VMCS_GUEST_CS_ACCESS, CODE64);
+    vmcs_write(VMCS_GUEST_TR_ACCESS, TSS32);
+    vmcs_write(VMCS_GUEST_CR0, CR0_PG | CR0_NE | CR0_PE);
+    vmcs_write(VMCS_CR0_SHADOW, CR0_PG | CR0_NE | CR0_PE);
+    vmcs_write(VMCS_GUEST_CR4, CR4_PAE | CR4_MCE | CR4_VMXE);
+    vmcs_write(VMCS_CR4_SHADOW, CR4_PAE);
+    vmcs_write(VMCS_GUEST_EFER, EFER_LME | EFER_LMA);
+    vmcs_write(VMCS_GUEST_RFLAGS, 2);
+    vmcs_write(VMCS_GUEST_RIP, 0x1000);
+    return 0;
+}
+
+static enum vcpu_result leave(unsigned reason, uint64_t qualification, unsigned length)
+{
+    vmcs_write(VMCS_EXIT_REASON, reason);
+    vmcs_write(VMCS_EXIT_QUALIFICATION, qualification);
+    vmcs_write(VMCS_EXIT_INSTRUCTION_LENGTH, length);
+    return vcpu_exit_handlers[reason].handle(&vcpu);
+}
+
+static uint32_t raised(uint8_t vector, bool has_error)
+{
+    return INFO_VALID | INFO_HARDWARE_EXCEPTION | vector | (has_error ? INFO_ERROR_CODE : 0);
+}
+
+// --- RIP ---
+
+static void int1(uint64_t rip, uint32_t code_access)
+{
+    vcpu.requeue_info = 0;
+    vmcs_write(VMCS_GUEST_RIP, rip);
+    vmcs_write(VMCS_GUEST_CS_ACCESS, code_access);
+    vmcs_write(VMCS_EXIT_INTERRUPTION_INFO, INFO_VALID | 5u << 8 | 1);
+    assert_int_equal(leave(EXIT_EXCEPTION_OR_NMI, 0, 1), VCPU_RESUME);
+    assert_int_equal(vcpu.requeue_info, raised(1, false));
+}
+
+// INT1 needs no privilege, and any 64-bit program can jump to 32-bit code. Were RIP left beyond 32
+// bits there, VM entry would refuse the state (SDM vol. 3, 27.3.1.4).
+static void test_int1_wraps_with_the_code_size(void **state)
+{
+    (void)state;
+    int1(0xffffffff, CODE32);
+    assert_int_equal(vmcs_read(VMCS_GUEST_RIP), 0);
+    int1(0x2000, CODE32);
+    assert_int_equal(vmcs_read(VMCS_GUEST_RIP), 0x2001);
+    int1(0xffffffff, CODE64);
+    assert_int_equal(vmcs_read(VMCS_GUEST_RIP), UINT64_C(0x100000000));
+    assert_int_equal(vmcs_read(VMCS_GUEST_PENDING_DEBUG), 0);
+}
+
+static void test_int1_ends_a_shadow(void **state)
+{
+    (void)state;
+    vmcs_write(VMCS_GUEST_RFLAGS, 2 | RFLAGS_TF);
+    vmcs_write(VMCS_GUEST_INTERRUPTIBILITY, BLOCKING_MOV_SS);
+    int1(0x1000, CODE64);
+    assert_int_equal(vmcs_read(VMCS_GUEST_INTERRUPTIBILITY), 0);
+    // The step was over with the delivery, which clears TF.
+    assert_int_equal(vmcs_read(VMCS_GUEST_PENDING_DEBUG) & PENDING_BS, 0);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup(test_int1_wraps_with_the_code_size, setup),
+        cmocka_unit_test_setup(test_int1_ends_a_shadow, setup),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
