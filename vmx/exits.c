@@ -83,6 +83,9 @@ static enum vcpu_result exit_exception_or_nmi(struct vcpu *v)
     if (INFO_TYPE(info) == 2) {
         irq_handle_nmi(true);
         vmx_unblock_nmi();
+        // Other kicks have said so already; a shootdown's is over with the exit.
+        if (sched_must_yield(cpu_index()))
+            v->recheck = 1;
         if (!v->nmi_delivered) { // see vmx/events.c
             uint32_t blocking = vmcs_read32(VMCS_GUEST_INTERRUPTIBILITY);
             if ((blocking & BLOCKING_NMI) != 0)

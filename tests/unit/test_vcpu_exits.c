@@ -257,11 +257,32 @@ static void test_int1_ends_a_shadow(void **state)
     assert_int_equal(vmcs_read(VMCS_GUEST_PENDING_DEBUG) & PENDING_BS, 0);
 }
 
+// --- Kicks ---
+
+static void nmi_exit(void)
+{
+    vmcs_write(VMCS_EXIT_INTERRUPTION_INFO, INFO_VALID | INFO_NMI | 2);
+    assert_int_equal(leave(EXIT_EXCEPTION_OR_NMI, 0, 0), VCPU_RESUME);
+}
+
+// The scheduler's NMI, too, finds the CPU in the guest: the vCPU must look around before it goes
+// back, or whoever was woken up waits for the end of the slice.
+static void test_nmi_for_the_scheduler_is_heard(void **state)
+{
+    (void)state;
+    nmi_exit(); // a shootdown's: nothing to look at
+    assert_int_equal(vcpu.recheck, 0);
+    yield_wanted = true;
+    nmi_exit();
+    assert_int_equal(vcpu.recheck, 1);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(test_int1_wraps_with_the_code_size, setup),
         cmocka_unit_test_setup(test_int1_ends_a_shadow, setup),
+        cmocka_unit_test_setup(test_nmi_for_the_scheduler_is_heard, setup),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
