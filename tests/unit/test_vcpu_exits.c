@@ -257,6 +257,17 @@ static void test_int1_ends_a_shadow(void **state)
     assert_int_equal(vmcs_read(VMCS_GUEST_PENDING_DEBUG) & PENDING_BS, 0);
 }
 
+// At 0xffffffff of 32-bit code, and where 64-bit code must not read its base (SDM vol. 3, 3.2.4).
+static void test_linear_rip(void **state)
+{
+    (void)state;
+    vmcs_write(VMCS_GUEST_RIP, 0xfffffff0);
+    vmcs_write(VMCS_GUEST_CS_BASE, 0x100);
+    assert_int_equal(vcpu_linear_rip(&vcpu), 0xfffffff0);
+    vmcs_write(VMCS_GUEST_CS_ACCESS, CODE32);
+    assert_int_equal(vcpu_linear_rip(&vcpu), 0xf0);
+}
+
 // --- Kicks ---
 
 static void nmi_exit(void)
@@ -282,6 +293,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(test_int1_wraps_with_the_code_size, setup),
         cmocka_unit_test_setup(test_int1_ends_a_shadow, setup),
+        cmocka_unit_test_setup(test_linear_rip, setup),
         cmocka_unit_test_setup(test_nmi_for_the_scheduler_is_heard, setup),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
