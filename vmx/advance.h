@@ -5,8 +5,10 @@
 #include "vmx/instructions.h"
 #include "vmx/vcpu.h"
 
-#define RFLAGS_TF  (1u << 8)
-#define PENDING_BS (UINT64_C(1) << 14)
+#define RFLAGS_TF (1u << 8)
+// Pending debug exceptions (25.4.2).
+#define PENDING_BREAKPOINT (UINT64_C(1) << 12) // one that DR7 enables
+#define PENDING_BS         (UINT64_C(1) << 14)
 
 // RIP alone. Outside 64-bit code it wraps at 32 bits: VM entry refuses more there (27.3.1.4).
 static inline void vcpu_step_rip(struct vcpu *v, unsigned length)

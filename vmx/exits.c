@@ -148,7 +148,8 @@ static enum vcpu_result exit_cpuid(struct vcpu *v)
 static enum vcpu_result exit_hlt(struct vcpu *v)
 {
     vcpu_advance_fast(v, 1);
-    v->halted = true;
+    // A debug exception ends HLT, and one that comes right behind it does so at once.
+    v->halted = (vmcs_read(VMCS_GUEST_PENDING_DEBUG) & (PENDING_BREAKPOINT | PENDING_BS)) == 0;
     v->recheck = 1;
     return VCPU_RESUME;
 }
