@@ -357,6 +357,86 @@ static void test_nmi_for_the_scheduler_is_heard(void **state)
     assert_int_equal(vcpu.recheck, 1);
 }
 
+// --- Control registers ---
+
+static void write_cr(unsigned cr, uint64_t value)
+{
+    vcpu.requeue_info = 0;
+    vcpu.gpr[REG_RDI] = value;
+    assert_int_equal(leave(EXIT_CR_ACCESS, cr | (unsigned)REG_RDI << 8, 3), VCPU_RESUME);
+}
+
+static bool refused(void)
+{
+    return vcpu.requeue_info == raised(13, true);
+}
+
+// 32-bit code, no paging.
+static void leave_long_mode(void)
+{
+    vcpu.entry_controls = 0;
+    vmcs_write(VMCS_GUEST_CS_ACCESS, CODE32);
+    vmcs_write(VMCS_GUEST_CR0, CR0_NE | CR0_PE);
+    vmcs_write(VMCS_CR0_SHADOW, CR0_NE | CR0_PE);
+    vmcs_write(VMCS_GUEST_EFER, 0);
+}
+
+// SDM vol. 2, MOV to CR0: #GP, for a 16-bit TSS cannot be in TR in long mode; VM entry would
+// refuse it (vol. 3, 27.3.1.2).
+static void test_long_mode_needs_a_32_bit_tss(void **state)
+{
+    (void)state;
+    leave_long_mode();
+    vmcs_write(VMCS_GUEST_EFER, EFER_LME);
+    vmcs_write(VMCS_GUEST_TR_ACCESS, TSS16);
+    write_cr(0, CR0_PG | CR0_NE | CR0_PE);
+    assert_true(refused());
+    assert_int_equal(vmcs_read(VMCS_GUEST_CR0), CR0_NE | CR0_PE);
+    assert_int_equal(vmcs_read(VMCS_GUEST_EFER), EFER_LME);
+    vmcs_write(VMCS_GUEST_TR_ACCESS, TSS32);
+    write_cr(0, CR0_PG | CR0_NE | CR0_PE);
+    assert_false(refused());
+    assert_int_equal(vcpu.entry_controls, ENTRYC_IA32E_GUEST);
+    assert_int_equal(vmcs_read(VMCS_GUEST_EFER), EFER_LME | EFER_LMA);
+    // It does not matter where long mode does not begin.
+    leave_long_mode();
+    vmcs_write(VMCS_GUEST_TR_ACCESS, TSS16);
+    vmcs_write(VMCS_GUEST_CR4, CR4_MCE | CR4_VMXE);
+    write_cr(0, CR0_PG | CR0_NE | CR0_PE);
+    assert_false(refused());
+}
+
+// Bits of PDPTEs from the physical address width on are reserved, too (SDM vol. 3, 4.4.1); the
+// pretended machine has 39.
+static void test_pdptes(void **state)
+{
+    static const struct {
+        uint64_t entry;
+        bool good;
+    } cases[] = {
+        {1, true},
+        {0, true},
+        {0x7ffffff001, true},
+        {0x7ffffff019, true}, // PWT, PCD
+        {0x3, false},
+        {0x1e1, false},
+        {UINT64_C(1) << 39 | 1, false},
+        {UINT64_C(1) << 51 | 1, false},
+        {UINT64_C(1) << 63 | 1, false},
+        {UINT64_C(1) << 39, true}, // not present: ignored
+    };
+    (void)state;
+    for (unsigned i = 0; i < ARRAY_SIZE(cases); i++) {
+        leave_long_mode();
+        memcpy(memory + 0x40 + 16, &cases[i].entry, sizeof(uint64_t));
+        vmcs_write(VMCS_GUEST_CR3, 0x40);
+        vmcs_write(VMCS_GUEST_PDPTE0 + 4, 0);
+        write_cr(0, CR0_PG | CR0_NE | CR0_PE);
+        assert_int_equal(refused(), !cases[i].good);
+        assert_int_equal(vmcs_read(VMCS_GUEST_PDPTE0 + 4), cases[i].good ? cases[i].entry : 0);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -366,6 +446,8 @@ int main(void)
         cmocka_unit_test_setup(test_hlt, setup),
         cmocka_unit_test_setup(test_each_iteration_ends_a_shadow, setup),
         cmocka_unit_test_setup(test_nmi_for_the_scheduler_is_heard, setup),
+        cmocka_unit_test_setup(test_long_mode_needs_a_32_bit_tss, setup),
+        cmocka_unit_test_setup(test_pdptes, setup),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
