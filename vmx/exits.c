@@ -130,9 +130,11 @@ static enum vcpu_result exit_nmi_window(struct vcpu *v)
 static enum vcpu_result exit_cpuid(struct vcpu *v)
 {
     uint32_t leaf = (uint32_t)v->gpr[REG_RAX];
-    const struct cpuid_leaf *r = &v->cpuid->basic[leaf];
+    const struct cpuid_leaf *r;
     struct cpuid_leaf made;
-    if (!cpuid_policy_is_constant(leaf)) {
+    if (cpuid_policy_is_constant(leaf)) {
+        r = &v->cpuid->basic[leaf];
+    } else {
         made = cpuid_policy_get(v->cpuid, leaf, (uint32_t)v->gpr[REG_RCX], v->id,
                                 vmcs_read(VMCS_GUEST_CR4), v->xcr0);
         r = &made;
