@@ -52,8 +52,13 @@ static bool try_nmi(struct vcpu *v, uint32_t blocking)
     if (v->nmi_delivered)
         return false;
     if ((blocking & (BLOCKING_STI | BLOCKING_MOV_SS)) != 0) {
+        // The shadow lasts one instruction. A CPU may open the NMI window in that of STI already,
+        // and would never leave it (26.2); the interrupt window opens behind it, for IF is set.
+        // (Should the next instruction be CLI, the NMI comes at the end of the slice at the
+        // latest.)
         if (v->ops->take_nmi(v, false))
-            set_primary(v, v->primary | CPU_NMI_WINDOW); // the shadow lasts one instruction
+            set_primary(v, v->primary | ((blocking & BLOCKING_STI) != 0 ? CPU_INTERRUPT_WINDOW
+                                                                        : CPU_NMI_WINDOW));
         return false;
     }
     if (!v->ops->take_nmi(v, true))

@@ -155,7 +155,26 @@ static void pio_out(struct vcpu *v, uint16_t port, unsigned size, uint32_t value
     port_accesses++;
 }
 
+static bool nmi_pending;
+
+static bool take_nmi(struct vcpu *v, bool accept)
+{
+    (void)v;
+    bool pending = nmi_pending;
+    nmi_pending = pending && !accept;
+    return pending;
+}
+
+static int interrupt(struct vcpu *v, bool accept)
+{
+    (void)v;
+    (void)accept;
+    return -1;
+}
+
 static const struct vcpu_ops ops = {
+    .take_nmi = take_nmi,
+    .interrupt = interrupt,
     .crashed = crashed,
     .read_memory = read_memory,
     .write_memory = write_memory,
@@ -337,6 +356,47 @@ static void test_each_iteration_ends_a_shadow(void **state)
     assert_int_equal(port_accesses, 6);
 }
 
+// --- NMIs ---
+
+static void nmi_comes_in(uint32_t blocking)
+{
+    nmi_pending = true;
+    vcpu.nmi_delivered = false;
+    vcpu.event_loaded = false;
+    vcpu.primary = 0;
+    vmcs_write(VMCS_PRIMARY_CONTROLS, 0);
+    vmcs_write(VMCS_ENTRY_INTERRUPTION_INFO, 0);
+    vmcs_write(VMCS_GUEST_RFLAGS, 2 | RFLAGS_IF);
+    vmcs_write(VMCS_GUEST_INTERRUPTIBILITY, blocking);
+    vcpu_prepare_events(&vcpu);
+}
+
+// A CPU may take a NMI-window exit in the shadow of STI, where the NMI cannot be injected yet (SDM
+// vol. 3, 26.2): the guest would never execute another instruction. The interrupt window opens
+// behind the shadow, for IF is set there.
+static void test_nmi_in_the_shadow_of_sti(void **state)
+{
+    (void)state;
+    nmi_comes_in(BLOCKING_STI);
+    assert_int_equal(vmcs_read(VMCS_ENTRY_INTERRUPTION_INFO), 0);
+    assert_int_equal(vmcs_read(VMCS_PRIMARY_CONTROLS), CPU_INTERRUPT_WINDOW);
+    vmcs_write(VMCS_GUEST_INTERRUPTIBILITY, 0);
+    leave(EXIT_INTERRUPT_WINDOW, 0, 0);
+    assert_int_equal(vcpu.recheck, 1);
+    vcpu_prepare_events(&vcpu);
+    assert_int_equal(vmcs_read(VMCS_ENTRY_INTERRUPTION_INFO), INFO_VALID | INFO_NMI | 2);
+    assert_int_equal(vmcs_read(VMCS_PRIMARY_CONTROLS), CPU_NMI_WINDOW); // until its IRET
+}
+
+// MOV SS keeps the window shut, and IF says nothing.
+static void test_nmi_in_the_shadow_of_mov_ss(void **state)
+{
+    (void)state;
+    nmi_comes_in(BLOCKING_MOV_SS);
+    assert_int_equal(vmcs_read(VMCS_ENTRY_INTERRUPTION_INFO), 0);
+    assert_int_equal(vmcs_read(VMCS_PRIMARY_CONTROLS), CPU_NMI_WINDOW);
+}
+
 // --- Kicks ---
 
 static void nmi_exit(void)
@@ -445,6 +505,8 @@ int main(void)
         cmocka_unit_test_setup(test_linear_rip, setup),
         cmocka_unit_test_setup(test_hlt, setup),
         cmocka_unit_test_setup(test_each_iteration_ends_a_shadow, setup),
+        cmocka_unit_test_setup(test_nmi_in_the_shadow_of_sti, setup),
+        cmocka_unit_test_setup(test_nmi_in_the_shadow_of_mov_ss, setup),
         cmocka_unit_test_setup(test_nmi_for_the_scheduler_is_heard, setup),
         cmocka_unit_test_setup(test_long_mode_needs_a_32_bit_tss, setup),
         cmocka_unit_test_setup(test_pdptes, setup),
