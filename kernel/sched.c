@@ -37,6 +37,9 @@
 // How far one that runs may be behind the others by a weight too large to be used up (no entity
 // runs on two CPUs), in slices at weight 100.
 #define LAG_SLICES 100u
+// No entity that sleeps is further ahead of the others than one run can have brought it: a slice,
+// by the weight 1, and as one of 16 of its group; with room to spare.
+#define AHEAD_SLICES (4u * 16u * 100u)
 
 static struct spinlock sched_lock = SPINLOCK_INIT("sched", RANK_SCHED);
 static struct list runnable = {&runnable, &runnable};
@@ -89,15 +92,31 @@ void sched_entity_init(struct sched_entity *e, const char *name,
     list_init(&e->link);
 }
 
+// Virtual times wrap around: with little weight and many vCPUs 64 bits last for weeks. Those that
+// are compared lie close together; the difference says which comes first.
+static bool before(uint64_t a, uint64_t b)
+{
+    return (int64_t)(a - b) < 0;
+}
+
+static uint64_t later(uint64_t a, uint64_t b)
+{
+    return before(a, b) ? b : a;
+}
+
 // Lock held. What the CPU that is furthest ahead among those allowed has reached: who comes to it
 // there has equals to share it with. (Measured by one that is behind it could drive those that are
 // ahead, on CPUs of their own, from theirs for as long as they are ahead.)
 static uint64_t floor_of(uint64_t cpu_mask)
 {
     uint64_t most = 0;
-    for (uint32_t i = 0; i < cpu_count; i++)
-        if ((cpu_mask >> i & 1) != 0 && cpus[i].online != 0)
-            most = MAX(most, floors[i]);
+    bool any = false;
+    for (uint32_t i = 0; i < cpu_count; i++) {
+        if ((cpu_mask >> i & 1) == 0 || cpus[i].online == 0)
+            continue;
+        most = any ? later(most, floors[i]) : floors[i];
+        any = true;
+    }
     return most;
 }
 
@@ -224,7 +243,7 @@ static int choose_cpu(const struct sched_entity *e)
         // Halted, or on its way there: whoever was asked already is left to the one who asked.
         if (current[i] == NULL && must_yield[i] == 0)
             return (int)i;
-        if (current[i] != NULL && current[i]->virtual_time > most) {
+        if (current[i] != NULL && before(most, current[i]->virtual_time)) {
             most = current[i]->virtual_time;
             worst = (int)i;
         }
@@ -247,11 +266,10 @@ static void make_runnable(struct sched_entity *e, uint64_t now)
     e->sleep_ticks += idle_time(e, now);
     e->since = now;
     e->wake_deadline = UINT64_MAX;
-    // A sleeper does not save up time: it may be ahead of the others by one slice at most.
-    uint64_t slice = slice_ticks();
-    uint64_t reached = floor_of(e->cpu_mask);
-    uint64_t least = reached > slice ? reached - slice : 0;
-    if (e->virtual_time < least)
+    // A sleeper does not save up time: it may be ahead of the others by one slice at most. One that
+    // seems to have run too much for that slept for so long that the difference means nothing.
+    uint64_t least = floor_of(e->cpu_mask) - slice_ticks();
+    if (e->virtual_time - least > AHEAD_SLICES * slice_ticks())
         e->virtual_time = least;
     list_push_back(&runnable, &e->link);
 }
@@ -311,7 +329,9 @@ void sched_set_affinity(struct sched_entity *e, uint64_t cpu_mask)
     e->cpu_mask = cpu_mask;
     // It comes to its new competitors as their equal, whatever it was where it comes from.
     uint64_t reached = floor_of(cpu_mask);
-    e->virtual_time = MIN(MAX(e->virtual_time, reached), reached + slice_ticks());
+    e->virtual_time = later(e->virtual_time, reached);
+    if (before(reached + slice_ticks(), e->virtual_time))
+        e->virtual_time = reached + slice_ticks();
     if (e->state == SCHED_RUNNABLE)
         cpu = choose_cpu(e);
     else if (e->state == SCHED_RUNNING && (cpu_mask >> e->cpu & 1) == 0)
@@ -379,9 +399,7 @@ static struct sched_entity *take_favoured(uint32_t cpu)
 static void limit_lag(struct sched_entity *e, bool alone)
 {
     uint64_t slack = alone ? 0 : LAG_SLICES * slice_ticks();
-    uint64_t reached = floor_of(e->cpu_mask);
-    if (reached > slack && e->virtual_time < reached - slack)
-        e->virtual_time = reached - slack;
+    e->virtual_time = later(e->virtual_time, floor_of(e->cpu_mask) - slack);
 }
 
 // Lock held. The runnable entity furthest behind that may run here; within half a slice of that,
@@ -396,24 +414,23 @@ static struct sched_entity *pick(uint32_t cpu)
         if (!may_run(e, cpu))
             continue;
         others += best != NULL;
-        if (best == NULL || e->virtual_time < best->virtual_time)
+        if (best == NULL || before(e->virtual_time, best->virtual_time))
             best = e;
     }
     if (best == NULL) {
         // An idle CPU has no history: whoever comes next is compared with the busiest.
-        for (uint32_t i = 0; i < cpu_count; i++)
-            floors[cpu] = MAX(floors[cpu], floors[i]);
+        floors[cpu] = later(floors[cpu], floor_of(UINT64_MAX));
         return NULL;
     }
     limit_lag(best, others == 0);
     uint64_t near = best->virtual_time + slice_ticks() / 2;
-    floors[cpu] = MAX(floors[cpu], best->virtual_time);
+    floors[cpu] = later(floors[cpu], best->virtual_time);
     if (best->last_cpu == (int)cpu)
         return best;
     list_for_each(it, &runnable)
     {
         struct sched_entity *e = container_of(it, struct sched_entity, link);
-        if (e->last_cpu == (int)cpu && e->virtual_time <= near && may_run(e, cpu))
+        if (e->last_cpu == (int)cpu && !before(near, e->virtual_time) && may_run(e, cpu))
             return e;
     }
     return best;
@@ -529,7 +546,7 @@ static void finish(struct sched_entity *e, enum sched_next next, uint32_t cpu)
         e->virtual_time += charge_of(e, ran);
     e->gift = false;
     if (e->gives_way)
-        e->virtual_time = MAX(e->virtual_time, floors[cpu]);
+        e->virtual_time = later(e->virtual_time, floors[cpu]);
     e->gives_way = false;
     settle(e, ran);
     e->since = now;
