@@ -100,7 +100,6 @@ enum vcpu_result mmio_execute(struct vm *vm, struct vcpu *v, gpa_t address, bool
         vcpu_set_gpr(v, REG_RSP, r.gpr[REG_RSP]);
     if (r.rflags != rflags)
         vcpu_set_rflags(v, r.rflags);
-    if (status == 0) // else a REP goes on: the instruction runs again
-        vcpu_advance(v, d.length);
+    vcpu_advance(v, status == 0 ? d.length : 0); // a REP goes on: the instruction runs again
     return VCPU_RESUME;
 }

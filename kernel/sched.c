@@ -87,9 +87,13 @@ void sched_entity_init(struct sched_entity *e, const char *name,
 static uint64_t floor_of(uint64_t cpu_mask)
 {
     uint64_t most = 0;
-    for (uint32_t i = 0; i < cpu_count; i++)
-        if ((cpu_mask >> i & 1) != 0 && cpus[i].online != 0)
-            most = MAX(most, floors[i]);
+    bool any = false;
+    for (uint32_t i = 0; i < cpu_count; i++) {
+        if ((cpu_mask >> i & 1) == 0 || cpus[i].online == 0)
+            continue;
+        most = any ? later(most, floors[i]) : floors[i];
+        any = true;
+    }
     return most;
 }
 
@@ -137,7 +141,7 @@ static int choose_cpu(const struct sched_entity *e)
         // Halted, or on its way there: whoever was asked already is left to the one who asked.
         if (current[i] == NULL && must_yield[i] == 0)
             return (int)i;
-        if (current[i] != NULL && current[i]->virtual_time > most) {
+        if (current[i] != NULL && before(most, current[i]->virtual_time)) {
             most = current[i]->virtual_time;
             worst = (int)i;
         }
@@ -220,7 +224,9 @@ void sched_set_affinity(struct sched_entity *e, uint64_t cpu_mask)
     e->cpu_mask = cpu_mask;
     // It comes to its new competitors as their equal, whatever it was where it comes from.
     uint64_t reached = floor_of(cpu_mask);
-    e->virtual_time = MIN(MAX(e->virtual_time, reached), reached + slice_ticks());
+    e->virtual_time = later(e->virtual_time, reached);
+    if (before(reached + slice_ticks(), e->virtual_time))
+        e->virtual_time = reached + slice_ticks();
     e->loan = 0;
     if (e->state == SCHED_RUNNABLE)
         cpu = choose_cpu(e);
@@ -282,10 +288,10 @@ static struct sched_entity *take_favoured(uint32_t cpu)
 static void limit_lag(struct sched_entity *e, bool alone)
 {
     uint64_t slack = alone ? 0 : LAG_SLICES * slice_ticks();
-    uint64_t reached = floor_of(e->cpu_mask);
-    if (reached > slack && e->virtual_time < reached - slack) {
-        e->loan -= MIN(e->loan, reached - slack - e->virtual_time);
-        e->virtual_time = reached - slack;
+    uint64_t least = floor_of(e->cpu_mask) - slack;
+    if (before(e->virtual_time, least)) {
+        e->loan -= MIN(e->loan, least - e->virtual_time);
+        e->virtual_time = least;
     }
 }
 
@@ -301,24 +307,23 @@ static struct sched_entity *pick(uint32_t cpu)
         if (!may_run(e, cpu))
             continue;
         others += best != NULL;
-        if (best == NULL || e->virtual_time < best->virtual_time)
+        if (best == NULL || before(e->virtual_time, best->virtual_time))
             best = e;
     }
     if (best == NULL) {
         // An idle CPU has no history: whoever comes next is compared with the busiest.
-        for (uint32_t i = 0; i < cpu_count; i++)
-            floors[cpu] = MAX(floors[cpu], floors[i]);
+        floors[cpu] = later(floors[cpu], floor_of(UINT64_MAX));
         return NULL;
     }
     limit_lag(best, others == 0);
     uint64_t near = best->virtual_time + slice_ticks() / 2;
-    floors[cpu] = MAX(floors[cpu], best->virtual_time);
+    floors[cpu] = later(floors[cpu], best->virtual_time);
     if (best->last_cpu == (int)cpu)
         return best;
     list_for_each(it, &runnable)
     {
         struct sched_entity *e = container_of(it, struct sched_entity, link);
-        if (e->last_cpu == (int)cpu && e->virtual_time <= near && may_run(e, cpu))
+        if (e->last_cpu == (int)cpu && !before(near, e->virtual_time) && may_run(e, cpu))
             return e;
     }
     return best;
@@ -419,7 +424,7 @@ static void finish(struct sched_entity *e, enum sched_next next, uint32_t cpu)
     group_charge(e, ran, now);
     e->gift = false;
     if (e->gives_way)
-        e->virtual_time = MAX(e->virtual_time, floors[cpu]);
+        e->virtual_time = later(e->virtual_time, floors[cpu]);
     e->gives_way = false;
     group_settle(e, ran);
     if (sleeps)

@@ -22,6 +22,9 @@
 #define WINDOW_MS 100u
 // Less than this is not worth a switch of vCPUs (some 5 us).
 #define LEAST_RUN_US 100u
+// No entity that sleeps is further ahead of the others than one run can have brought it: a slice,
+// by the weight 1, and as one of 16 of its group; with room to spare.
+#define AHEAD_SLICES (4u * 16u * 100u)
 
 static struct list throttled = {&throttled, &throttled};
 
@@ -65,16 +68,25 @@ void group_leave(struct sched_entity *e, uint64_t now)
 void group_wake(struct sched_entity *e, uint64_t now, uint64_t reached, uint64_t most)
 {
     const struct sched_group *g = e->group;
-    uint64_t early = MAX(e->virtual_time, reached > most ? reached - most : 0);
+    uint64_t early = reached - most;
+    // One that seems to have run too much for that slept for so long that the difference means
+    // nothing.
+    if (before(early + AHEAD_SLICES * most, e->virtual_time)) {
+        e->virtual_time = early;
+        e->loan = 0;
+    }
+    early = later(e->virtual_time, early);
     uint64_t due = e->virtual_time + e->loan;
     if (g != NULL) {
         uint64_t clock = clock_at(g, now);
-        due += clock - MIN(clock, e->clock_before); // some of it may have turned out to be lent
-        due = MIN(due, reached + most);             // it may have had CPUs that nobody else wanted
+        if (before(e->clock_before, clock)) // some of it may have turned out to be lent
+            due += clock - e->clock_before;
+        if (before(reached + most, due)) // it may have had CPUs that nobody else wanted
+            due = reached + most;
     }
     bool lends = g != NULL && g->debt < most;
-    e->loan = due > early && lends ? due - early : 0;
-    e->virtual_time = lends ? early : MAX(early, due);
+    e->loan = before(early, due) && lends ? due - early : 0;
+    e->virtual_time = lends ? early : later(early, due);
 }
 
 void group_start(struct sched_entity *e, uint64_t now)

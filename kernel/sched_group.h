@@ -5,6 +5,18 @@
 
 #include "kernel/sched.h"
 
+// Virtual times wrap around: with little weight and many vCPUs 64 bits last for weeks. Those that
+// are compared lie close together; the difference says which comes first.
+static inline bool before(uint64_t a, uint64_t b)
+{
+    return (int64_t)(a - b) < 0;
+}
+
+static inline uint64_t later(uint64_t a, uint64_t b)
+{
+    return before(a, b) ? b : a;
+}
+
 // Less run time (ticks) than this is not worth a switch.
 uint64_t sched_least_run_ticks(void);
 

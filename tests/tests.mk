@@ -13,7 +13,7 @@ unit: $(UNIT_BIN)
 
 unit_sources = $(shell sed -n 's,^// sources: ,,p' tests/unit/$(1).c)
 .SECONDEXPANSION:
-$(BUILD)/unit/%: tests/unit/%.c $(wildcard tests/unit/*.h tests/unit/fake/*.[ch] tests/unit/fake/arch/*.h */*.h) \
+$(BUILD)/unit/%: tests/unit/%.c $(wildcard tests/unit/*.h tests/unit/fake/*.[ch] tests/unit/fake/arch/*.h tests/unit/fake/vmx/*.h */*.h) \
 		$$(call unit_sources,$$*)
 	@mkdir -p $(@D)
 	$(CC) $(UNIT_CFLAGS) -o $@ $(filter %.c,$^) $$(sed -n 's,^// libs: ,,p' $<) -lcmocka

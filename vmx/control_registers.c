@@ -26,6 +26,8 @@
 #define CR4_PCID (UINT64_C(1) << 17)
 #define CR4_SMEP (UINT64_C(1) << 20)
 
+#define BUSY_TSS_16 3u // type of a segment
+
 #define GP 13u
 
 uint64_t vcpu_cr0_owned(void)
@@ -51,8 +53,10 @@ static bool load_pdptes(struct vcpu *v, uint64_t cr3)
     uint64_t pdpte[4];
     if (v->ops->read_memory(v, gpa(cr3 & 0xffffffe0u), pdpte, sizeof(pdpte)) != 0)
         return false;
+    // From the physical address width on all bits are reserved (4.4.1); VM entry looks, too.
+    uint64_t reserved = (~UINT64_C(0) << (v->cpuid->extended[8].eax & 0xff)) | 0x1e6;
     for (unsigned i = 0; i < 4; i++)
-        if ((pdpte[i] & 1) != 0 && (pdpte[i] & UINT64_C(0xfff00000000001e6)) != 0)
+        if ((pdpte[i] & 1) != 0 && (pdpte[i] & reserved) != 0)
             return false;
     for (unsigned i = 0; i < 4; i++)
         vmcs_write((enum vmcs_field)(VMCS_GUEST_PDPTE0 + 2 * i), pdpte[i]);
@@ -84,7 +88,8 @@ static bool write_cr0(struct vcpu *v, uint64_t value)
     bool paging_off = (value & CR0_PG) == 0 && (old & CR0_PG) != 0;
     if (paging_on && (efer & EFER_LME) != 0) {
         bool cs_long = vmcs_read(VMCS_GUEST_CS_ACCESS) >> 13 & 1;
-        if ((cr4 & CR4_PAE) == 0 || cs_long)
+        bool tss_16_bit = (vmcs_read(VMCS_GUEST_TR_ACCESS) & 0xf) == BUSY_TSS_16;
+        if ((cr4 & CR4_PAE) == 0 || cs_long || tss_16_bit)
             return false;
         set_long_mode(v, efer, true);
     } else if (paging_on && (cr4 & CR4_PAE) != 0) {

@@ -8,6 +8,8 @@
 // clears the bit.
 #include "vmx/events.h"
 
+#include <arch/cpu.h>
+
 #include "vmx/apicv.h"
 #include "vmx/instructions.h"
 
@@ -51,8 +53,13 @@ static bool try_nmi(struct vcpu *v, uint32_t blocking)
     if (v->nmi_delivered)
         return false;
     if ((blocking & (BLOCKING_STI | BLOCKING_MOV_SS)) != 0) {
+        // The shadow lasts one instruction. A CPU may open the NMI window in that of STI already,
+        // and would never leave it (26.2); the interrupt window opens behind it, for IF is set.
+        // (Should the next instruction be CLI, the NMI comes at the end of the slice at the
+        // latest.)
         if (v->ops->take_nmi(v, false))
-            set_primary(v, v->primary | CPU_NMI_WINDOW); // the shadow lasts one instruction
+            set_primary(v, v->primary | ((blocking & BLOCKING_STI) != 0 ? CPU_INTERRUPT_WINDOW
+                                                                        : CPU_NMI_WINDOW));
         return false;
     }
     if (!v->ops->take_nmi(v, true))
@@ -169,6 +176,6 @@ void vcpu_inject_exception(struct vcpu *v, uint8_t vector, uint32_t error)
 
 void vcpu_inject_page_fault(struct vcpu *v, uint64_t linear, uint32_t error)
 {
-    __asm__ volatile("mov %0, %%cr2" ::"r"(linear)); // the guest's CR2 is loaded while it runs here
+    cpu_write_cr2(linear); // the guest's CR2 is loaded while it runs here
     vcpu_inject_exception(v, 14, error);
 }

@@ -62,19 +62,15 @@ static enum vcpu_result exit_machine_check(struct vcpu *v)
 // A #DB exit comes before DR6 and DR7.GD are updated, INT1's before RIP is advanced (SDM vol.
 // 3, 28.1 and 28.2.2); and with TF set in a STI or MOV-SS shadow VM entry wants to see BS pending
 // (27.3.1.5).
-static void before_debug_exception(uint32_t info)
+static void before_debug_exception(struct vcpu *v, uint32_t info)
 {
     uint64_t q = vmcs_read(VMCS_EXIT_QUALIFICATION);
-    uint64_t dr6;
-    __asm__ volatile("mov %%db6, %0" : "=r"(dr6));
-    dr6 = (dr6 & ~UINT64_C(0xf)) | (q & 0x600f);
-    __asm__ volatile("mov %0, %%db6" ::"r"(dr6));
+    cpu_write_dr6((cpu_read_dr6() & ~UINT64_C(0xf)) | (q & 0x600f));
     vmcs_write(VMCS_GUEST_DR7, vmcs_read(VMCS_GUEST_DR7) & ~(UINT64_C(1) << 13));
     uint32_t blocking = vmcs_read32(VMCS_GUEST_INTERRUPTIBILITY);
     bool shadow = (blocking & (BLOCKING_STI | BLOCKING_MOV_SS)) != 0;
     if (INFO_TYPE(info) == 5) {
-        vmcs_write(VMCS_GUEST_RIP,
-                   vmcs_read(VMCS_GUEST_RIP) + vmcs_read32(VMCS_EXIT_INSTRUCTION_LENGTH));
+        vcpu_step_rip(v, vmcs_read32(VMCS_EXIT_INSTRUCTION_LENGTH));
         vmcs_write(VMCS_GUEST_INTERRUPTIBILITY, blocking & ~(BLOCKING_STI | BLOCKING_MOV_SS));
     } else if (shadow && (vmcs_read(VMCS_GUEST_RFLAGS) & (1u << 8)) != 0) {
         vmcs_write(VMCS_GUEST_PENDING_DEBUG, vmcs_read(VMCS_GUEST_PENDING_DEBUG) | UINT64_C(1)
@@ -88,6 +84,9 @@ static enum vcpu_result exit_exception_or_nmi(struct vcpu *v)
     if (INFO_TYPE(info) == 2) {
         irq_handle_nmi(true);
         vmx_unblock_nmi();
+        // Other kicks have said so already; a shootdown's is over with the exit.
+        if (sched_must_yield(cpu_index()))
+            v->recheck = 1;
         if (!v->nmi_delivered) { // see vmx/events.c
             uint32_t blocking = vmcs_read32(VMCS_GUEST_INTERRUPTIBILITY);
             if ((blocking & BLOCKING_NMI) != 0)
@@ -100,7 +99,7 @@ static enum vcpu_result exit_exception_or_nmi(struct vcpu *v)
         return exit_machine_check(v);
     uint32_t error = (info & INFO_ERROR_CODE) != 0 ? vmcs_read32(VMCS_EXIT_ERROR_CODE) : 0;
     if (vector == 1)
-        before_debug_exception(info);
+        before_debug_exception(v, info);
     vcpu_inject_exception(v, vector, error);
     return VCPU_RESUME;
 }
@@ -132,9 +131,11 @@ static enum vcpu_result exit_nmi_window(struct vcpu *v)
 static enum vcpu_result exit_cpuid(struct vcpu *v)
 {
     uint32_t leaf = (uint32_t)v->gpr[REG_RAX];
-    const struct cpuid_leaf *r = &v->cpuid->basic[leaf];
+    const struct cpuid_leaf *r;
     struct cpuid_leaf made;
-    if (!cpuid_policy_is_constant(leaf)) {
+    if (cpuid_policy_is_constant(leaf)) {
+        r = &v->cpuid->basic[leaf];
+    } else {
         made = cpuid_policy_get(v->cpuid, leaf, (uint32_t)v->gpr[REG_RCX], v->id,
                                 vmcs_read(VMCS_GUEST_CR4), v->xcr0);
         r = &made;
@@ -150,7 +151,8 @@ static enum vcpu_result exit_cpuid(struct vcpu *v)
 static enum vcpu_result exit_hlt(struct vcpu *v)
 {
     vcpu_advance_fast(v, 1);
-    v->halted = true;
+    // A debug exception ends HLT, and one that comes right behind it does so at once.
+    v->halted = (vmcs_read(VMCS_GUEST_PENDING_DEBUG) & (PENDING_BREAKPOINT | PENDING_BS)) == 0;
     v->recheck = 1;
     return VCPU_RESUME;
 }

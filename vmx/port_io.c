@@ -15,6 +15,12 @@ static void advance(struct vcpu *v)
     vcpu_advance_fast(v, vmcs_read32(VMCS_EXIT_INSTRUCTION_LENGTH));
 }
 
+// Interrupts and traps come in between iterations, too (SDM vol. 2, REP).
+static void iterate(struct vcpu *v)
+{
+    vcpu_advance_fast(v, 0);
+}
+
 static uint64_t address_mask(unsigned size_code)
 {
     return size_code == 0 ? 0xffff : size_code == 1 ? 0xffffffffu : UINT64_MAX;
@@ -75,6 +81,8 @@ static enum vcpu_result string_io(struct vcpu *v, uint64_t q)
         step(v, REG_RCX, UINT64_MAX, mask);
     if (!repeat || (v->gpr[REG_RCX] & mask) == 0)
         advance(v);
+    else
+        iterate(v);
     return VCPU_RESUME;
 }
 

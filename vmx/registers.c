@@ -17,8 +17,11 @@ uint64_t vcpu_rip(const struct vcpu *v)
 
 uint64_t vcpu_linear_rip(const struct vcpu *v)
 {
-    uint64_t linear = vmcs_read(VMCS_GUEST_CS_BASE) + vmcs_read(VMCS_GUEST_RIP);
-    return vcpu_code_size(v) == 8 ? linear : linear & 0xffffffffu;
+    uint64_t rip = vmcs_read(VMCS_GUEST_RIP);
+    // 64-bit code takes its base for 0, whatever the descriptor said (SDM vol. 3, 3.2.4).
+    if (vcpu_code_size(v) == 8)
+        return rip;
+    return (vmcs_read(VMCS_GUEST_CS_BASE) + rip) & 0xffffffffu;
 }
 
 uint64_t vcpu_rflags(const struct vcpu *v)

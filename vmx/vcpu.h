@@ -232,7 +232,9 @@ uint64_t vcpu_rflags(const struct vcpu *v);
 void vcpu_set_rflags(struct vcpu *v, uint64_t rflags);
 uint64_t vcpu_gpr(const struct vcpu *v, unsigned reg); // RSP included
 void vcpu_set_gpr(struct vcpu *v, unsigned reg, uint64_t value);
-void vcpu_advance(struct vcpu *v, unsigned length); // RIP behind the instruction; ends STI shadows
+// RIP behind the instruction; ends STI shadows. Length 0: an iteration of REP is done, others
+// follow.
+void vcpu_advance(struct vcpu *v, unsigned length);
 // True when long work for this vCPU should end soon: its slice is over, a timer is due, or somebody
 // wants something of it. For work that the guest can ask to be continued.
 bool vcpu_wanted(const struct vcpu *v);

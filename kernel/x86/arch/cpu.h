@@ -115,6 +115,18 @@ CPU_WRITE_CR(0)
 CPU_WRITE_CR(2)
 CPU_WRITE_CR(3)
 CPU_WRITE_CR(4)
+static inline uint64_t cpu_read_dr6(void)
+{
+    uint64_t value;
+    __asm__ volatile("mov %%db6, %0" : "=r"(value));
+    return value;
+}
+
+static inline void cpu_write_dr6(uint64_t value)
+{
+    __asm__ volatile("mov %0, %%db6" ::"r"(value));
+}
+
 #undef CPU_READ_CR
 #undef CPU_WRITE_CR
 

@@ -55,3 +55,34 @@ static inline void cpu_irq_enable_and_halt(void)
     if (fake_halt_hook != (void (*)(void))0)
         fake_halt_hook();
 }
+
+// The registers that a guest owns while it is loaded.
+__attribute__((weak)) uint64_t fake_dr6, fake_cr2;
+
+static inline uint64_t cpu_read_dr6(void)
+{
+    return fake_dr6;
+}
+
+static inline void cpu_write_dr6(uint64_t value)
+{
+    fake_dr6 = value;
+}
+
+static inline void cpu_write_cr2(uint64_t value)
+{
+    fake_cr2 = value;
+}
+
+// No machine-check banks, nor anything else.
+static inline uint64_t cpu_read_msr(uint32_t msr)
+{
+    (void)msr;
+    return 0;
+}
+
+static inline void cpu_write_msr(uint32_t msr, uint64_t value)
+{
+    (void)msr;
+    (void)value;
+}
