@@ -2,40 +2,16 @@
 // sources: vm/shortage.c vm/table.c vm/clock.c vm/bus.c kernel/format.c kernel/lock.c
 // Lifecycle of a VM with several vCPUs, which are pretended: in which order they are stopped, reset
 // and let go; what a changed number of them does; what is left behind.
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stdlib.h>
-#include <string.h>
-
-#include <cmocka.h>
-
-#include "fake.h"
-#include "kernel/types.h"
-
-struct cpuid_regs {
-    uint32_t eax, ebx, ecx, edx;
-};
-
-static struct cpuid_regs cpu_cpuid(uint32_t leaf, uint32_t subleaf)
-{
-    return (struct cpuid_regs){leaf, subleaf, 0, 0};
-}
-
-#undef fail               // cmocka's
-#include "vm/lifecycle.c" // its service fiber is static
-#include "vm/vcpus.c"
+#include "lifecycle_fakes.h"
 
 // --- The pretended rooms ---
 
-static int objects;         // allocated and not freed: heap, vCPUs, memories, platforms
-static int vcpu_room;       // vcpu_init() calls that succeed
-static unsigned stubborn;   // looks at vcpu_is_out() until it says so
-static unsigned forgotten;  // VMs whose memory is no more
-static unsigned policy_for; // number of vCPUs that CPUID shows
+static int vcpu_room;      // vcpu_init() calls that succeed
+static unsigned stubborn;  // looks at vcpu_is_out() until it says so
+static unsigned forgotten; // VMs whose memory is no more
 static bool load_fails;
-static int64_t held; // frames_hold()
-static uint64_t had; // frames of the VM whose memory ended last
-static uint64_t fusor_frames;
+static int64_t held;     // frames_hold()
+static uint64_t had;     // frames of the VM whose memory ended last
 static char events[256]; // s: asked to stop, w: waited, r: reset, a: let go, M: memory, m: gone
 static jmp_buf idle;
 static void (*service_function)(void *);
@@ -49,33 +25,13 @@ static void note(char what, uint32_t id)
     events[n + 2] = 0;
 }
 
-void *heap_alloc(size_t size)
-{
-    objects++;
-    return calloc(1, size);
-}
-
-void heap_free(void *p)
-{
-    objects -= p != NULL;
-    free(p);
-}
-
 int vcpu_init(struct vcpu *v, uint32_t id, void *vm, struct ept *ept, const struct vcpu_ops *ops,
               const struct cpuid_policy *cpuid)
 {
     if (vcpu_room == 0)
         return E_NOMEM;
     vcpu_room--;
-    objects++;
-    v->id = id;
-    v->vm = vm;
-    v->ept = ept;
-    v->ops = ops;
-    v->cpuid = cpuid;
-    v->stop = 1;
-    v->entity.cpu = -1;
-    v->entity.off = true;
+    set_up_vcpu(v, id, vm, ept, ops, cpuid);
     return 0;
 }
 
@@ -122,49 +78,8 @@ void vcpu_allow_run(struct vcpu *v)
     v->tells_guest = true;
 }
 
-void cpuid_policy_init(struct cpuid_policy *p, unsigned vcpus, uint64_t hz,
-                       struct cpuid_leaf (*host)(uint32_t leaf, uint32_t subleaf))
-{
-    (void)hz;
-    memset(p, 0, sizeof(*p));
-    p->basic[1] = host(1, 0);
-    policy_for = vcpus;
-}
-
-void vmx_limit_cpuid(struct cpuid_policy *p)
-{
-    (void)p;
-}
-
-bool vmx_available(void)
-{
-    return true;
-}
-
-const char *vmx_unavailable_reason(void)
-{
-    return "";
-}
-
-const char *vmx_exit_name(unsigned reason)
-{
-    return reason == EXIT_CPUID ? "CPUID" : reason == EXIT_HLT ? "HLT" : NULL;
-}
-
-const struct vcpu_ops vm_vcpu_ops;
-
 // What overcommit = off has left for others while a VM has no memory for a moment.
 static uint64_t left_meanwhile;
-
-struct sched_times sched_times(const struct sched_entity *e)
-{
-    return (struct sched_times){e->run_ticks, e->wait_ticks, e->sleep_ticks};
-}
-
-void sched_count_sleep(struct sched_entity *e, bool counts)
-{
-    e->off = !counts;
-}
 
 // Switched off before the memory goes (vm_memory_destroy), while no vCPU runs.
 void kvm_guest_reset(struct vcpu *v)
@@ -235,66 +150,6 @@ int loader_linux(const struct loader_input *input, struct loader_entry *entry, c
     return load_fails ? E_INVAL : 0;
 }
 
-int files_find(const char *path, const uint8_t **data, uint64_t *size)
-{
-    (void)path;
-    *data = NULL;
-    *size = 0;
-    return 0;
-}
-
-void frames_snapshot(struct frames_snapshot *out, struct frame_account *const *accounts, size_t n,
-                     uint64_t *private_frames, uint64_t *shared)
-{
-    (void)accounts;
-    memset(out, 0, sizeof(*out));
-    out->total = 1000000;
-    out->count[FRAME_FUSOR] = fusor_frames;
-    for (size_t i = 0; i < n; i++)
-        private_frames[i] = shared[i] = 0;
-}
-
-void frames_snapshot_ballooned(struct frames_snapshot *out, struct frame_account *const *accounts,
-                               size_t n, uint64_t *private_frames, uint64_t *shared,
-                               uint64_t *ballooned)
-{
-    frames_snapshot(out, accounts, n, private_frames, shared);
-    for (size_t i = 0; i < n; i++)
-        ballooned[i] = atomic_load(&accounts[i]->ballooned);
-}
-
-uint64_t frames_reserve(void)
-{
-    return 1000;
-}
-
-uint64_t frames_free(void)
-{
-    return 500;
-}
-
-void sched_set_affinity(struct sched_entity *e, uint64_t cpu_mask)
-{
-    e->cpu_mask = cpu_mask;
-}
-
-void sched_group_set(struct sched_group *g, uint32_t weight, uint32_t cap)
-{
-    g->weight = weight;
-    g->cap = cap;
-}
-
-void sched_group_remove(struct sched_group *g)
-{
-    assert_int_equal(g->active, 0);
-}
-
-int sched_remove(struct sched_entity *e)
-{
-    e->dead = true;
-    return 0;
-}
-
 struct fiber *fiber_create(const char *name, void (*function)(void *), void *argument)
 {
     (void)name;
@@ -320,34 +175,6 @@ void fiber_sleep_until(uint64_t tsc)
     fake_tsc = MAX(fake_tsc, tsc);
     note('w', 0);
 }
-
-// --- The platform ---
-
-static unsigned resets;
-
-static int platform_create(struct vm *vm)
-{
-    objects++;
-    vm->platform = vm;
-    return 0;
-}
-
-static void platform_destroy(struct vm *vm)
-{
-    objects--;
-    vm->platform = NULL;
-}
-
-static void platform_reset(struct vm *vm)
-{
-    assert_true(vm->clock.frozen);
-    resets++;
-}
-
-static const struct vm_platform_ops platform = {
-    .create = platform_create, .destroy = platform_destroy, .reset = platform_reset};
-
-static char said[VM_WHY_MAX];
 
 static void sink(const char *line)
 {

@@ -7,30 +7,10 @@
 // its own; one that may run can ask for something. Who steps next is a choice; explore() goes
 // through all sequences of choices up to a length, afterwards everybody takes turns until nothing
 // moves. (The first choices matter most: a command waits at few places.)
-#include <setjmp.h>
-#include <stdarg.h>
 #include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <ucontext.h>
 
-#include <cmocka.h>
-
-#include "fake.h"
-#include "kernel/types.h"
-
-struct cpuid_regs {
-    uint32_t eax, ebx, ecx, edx;
-};
-
-static struct cpuid_regs cpu_cpuid(uint32_t leaf, uint32_t subleaf)
-{
-    return (struct cpuid_regs){leaf, subleaf, 0, 0};
-}
-
-#undef fail               // cmocka's
-#include "vm/lifecycle.c" // its service fiber is static
-#include "vm/vcpus.c"
+#include "lifecycle_fakes.h"
 
 #define VCPUS      2u
 #define STACK      (128 * 1024u)
@@ -51,23 +31,10 @@ static ucontext_t explorer;
 static enum role current = FIBERS; // FIBERS: none
 static void (*service_function)(void *);
 
-static int objects;
 static bool load_fails;
 static bool inside[VMS][VM_CPUS_MAX]; // the vCPU is in the guest, or on its way out
 static struct vm *vms[VMS];
 static char names[VMS][8] = {"alpha", "beta"};
-
-void *heap_alloc(size_t size)
-{
-    objects++;
-    return calloc(1, size);
-}
-
-void heap_free(void *p)
-{
-    objects -= p != NULL;
-    free(p);
-}
 
 static unsigned number_of(const struct vm *vm)
 {
@@ -82,14 +49,7 @@ static bool *inside_of(const struct vcpu *v)
 int vcpu_init(struct vcpu *v, uint32_t id, void *vm, struct ept *ept, const struct vcpu_ops *ops,
               const struct cpuid_policy *cpuid)
 {
-    objects++;
-    v->id = id;
-    v->vm = vm;
-    v->ept = ept;
-    v->ops = ops;
-    v->cpuid = cpuid;
-    v->stop = 1;
-    v->entity.cpu = -1;
+    set_up_vcpu(v, id, vm, ept, ops, cpuid);
     *inside_of(v) = false;
     return 0;
 }
@@ -127,37 +87,6 @@ void vcpu_allow_run(struct vcpu *v)
     v->stop = 0;
     *inside_of(v) = true;
 }
-
-void cpuid_policy_init(struct cpuid_policy *p, unsigned vcpus, uint64_t hz,
-                       struct cpuid_leaf (*host)(uint32_t leaf, uint32_t subleaf))
-{
-    (void)vcpus;
-    (void)hz;
-    p->basic[1] = host(1, 0);
-}
-
-void vmx_limit_cpuid(struct cpuid_policy *p)
-{
-    (void)p;
-}
-
-bool vmx_available(void)
-{
-    return true;
-}
-
-const char *vmx_unavailable_reason(void)
-{
-    return "";
-}
-
-const char *vmx_exit_name(unsigned reason)
-{
-    (void)reason;
-    return NULL;
-}
-
-const struct vcpu_ops vm_vcpu_ops;
 
 static void check_out(const struct vm *vm)
 {
@@ -212,43 +141,6 @@ int loader_linux(const struct loader_input *input, struct loader_entry *entry, c
     return load_fails ? E_INVAL : 0;
 }
 
-int files_find(const char *path, const uint8_t **data, uint64_t *size)
-{
-    (void)path;
-    *data = NULL;
-    *size = 0;
-    return 0;
-}
-
-void frames_snapshot(struct frames_snapshot *out, struct frame_account *const *accounts, size_t n,
-                     uint64_t *private_frames, uint64_t *shared)
-{
-    (void)accounts;
-    memset(out, 0, sizeof(*out));
-    out->total = 1000000;
-    for (size_t i = 0; i < n; i++)
-        private_frames[i] = shared[i] = 0;
-}
-
-void frames_snapshot_ballooned(struct frames_snapshot *out, struct frame_account *const *accounts,
-                               size_t n, uint64_t *private_frames, uint64_t *shared,
-                               uint64_t *ballooned)
-{
-    frames_snapshot(out, accounts, n, private_frames, shared);
-    for (size_t i = 0; i < n; i++)
-        ballooned[i] = 0;
-}
-
-uint64_t frames_reserve(void)
-{
-    return 1000;
-}
-
-uint64_t frames_free(void)
-{
-    return 500;
-}
-
 static int64_t held; // frames_hold()
 
 void frames_hold(int64_t count)
@@ -257,42 +149,10 @@ void frames_hold(int64_t count)
     assert_true(held >= 0);
 }
 
-struct sched_times sched_times(const struct sched_entity *e)
-{
-    return (struct sched_times){e->run_ticks, e->wait_ticks, e->sleep_ticks};
-}
-
-void sched_count_sleep(struct sched_entity *e, bool counts)
-{
-    e->off = !counts;
-}
-
 // Its pins end before the memory does, while no vCPU runs.
 void kvm_guest_reset(struct vcpu *v)
 {
     check_out(v->vm);
-}
-
-void sched_set_affinity(struct sched_entity *e, uint64_t cpu_mask)
-{
-    e->cpu_mask = cpu_mask;
-}
-
-void sched_group_set(struct sched_group *g, uint32_t weight, uint32_t cap)
-{
-    g->weight = weight;
-    g->cap = cap;
-}
-
-void sched_group_remove(struct sched_group *g)
-{
-    assert_int_equal(g->active, 0);
-}
-
-int sched_remove(struct sched_entity *e)
-{
-    e->dead = true;
-    return 0;
 }
 
 struct fiber *fiber_create(const char *name, void (*function)(void *), void *argument)
@@ -326,37 +186,6 @@ void fiber_sleep_until(uint64_t tsc)
     coroutines[current].asleep = tsc == UINT64_MAX;
     switch_away();
 }
-
-static int platform_create(struct vm *vm)
-{
-    objects++;
-    vm->platform = vm;
-    return 0;
-}
-
-static void platform_destroy(struct vm *vm)
-{
-    objects--;
-    vm->platform = NULL;
-}
-
-static void platform_reset(struct vm *vm)
-{
-    assert_true(vm->clock.frozen);
-    check_out(vm);
-}
-
-static void platform_button(struct vm *vm)
-{
-    assert_int_equal(vm->state, VM_RUNNING);
-}
-
-static const struct vm_platform_ops platform = {.create = platform_create,
-                                                .destroy = platform_destroy,
-                                                .reset = platform_reset,
-                                                .press_power_button = platform_button};
-
-static char said[VM_WHY_MAX];
 
 // Set: while the service says what it did, the first vCPU, on another CPU, asks for the next reset.
 static bool asks_at_once;
