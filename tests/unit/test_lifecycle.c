@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// sources: vm/shortage.c vm/table.c vm/clock.c vm/bus.c kernel/format.c kernel/lock.c
+// sources: vm/load.c vm/shortage.c vm/table.c vm/clock.c vm/bus.c kernel/format.c kernel/lock.c
 // Lifecycle of a VM with several vCPUs, which are pretended: in which order they are stopped, reset
 // and let go; what a changed number of them does; what is left behind.
 #include "lifecycle_fakes.h"
@@ -9,11 +9,12 @@
 static int vcpu_room;      // vcpu_init() calls that succeed
 static unsigned stubborn;  // looks at vcpu_is_out() until it says so
 static unsigned forgotten; // VMs whose memory is no more
-static bool load_fails;
-static int64_t held;     // frames_hold()
-static uint64_t had;     // frames of the VM whose memory ended last
-static char events[256]; // s: asked to stop, w: waited, r: reset, a: let go, M: memory, m: gone
+static uint64_t had;       // frames of the VM whose memory ended last
+static char events[256];   // s: asked to stop, w: waited, r: reset, a: let go, M: memory, m: gone
 static jmp_buf idle;
+// The service sleeps so often until memory comes, or, if none does, until the test goes on.
+static unsigned memory_comes_after;
+static uint64_t frames_to_come;
 static void (*service_function)(void *);
 
 static void note(char what, uint32_t id)
@@ -95,31 +96,21 @@ int vm_memory_create(struct vm *vm)
     left_meanwhile = c.left;
     note('M', 0);
     // What a VM had is held for it while it is loaded anew, and for no other reason.
-    assert_int_equal(held, vm->restarting ? had : 0);
-    vm->account.private_frames = 10;
-    vm->memory_present = true;
-    return 0;
-}
-
-void frames_hold(int64_t count)
-{
-    held += count;
-    assert_true(held >= 0);
+    assert_int_equal(vm->account.held, vm->restarting ? had : 0);
+    return make_memory(vm);
 }
 
 void vm_memory_destroy(struct vm *vm)
 {
-    assert_true(!vm->restarting || held == (int64_t)vm->account.private_frames);
-    had = vm->account.private_frames;
-    vm->account.private_frames = 0;
+    had = vm->account.held + vm->account.private_frames;
     for (unsigned i = 0; i < vm->vcpus_made; i++) {
         assert_int_not_equal(vm->vcpus[i]->stop, 0);
         assert_false(vm->vcpus[i]->tells_guest);
     }
-    if (vm->memory_present)
-        note('m', 0);
-    vm->memory_present = false;
-    vm->account.ballooned = 0;
+    if (!vm->memory_present)
+        return;
+    note('m', 0);
+    drop_memory(vm);
 }
 
 void vm_memory_forget(struct vm *vm)
@@ -128,26 +119,6 @@ void vm_memory_forget(struct vm *vm)
     for (unsigned i = 0; i < vm->vcpus_made; i++)
         assert_int_not_equal(vm->vcpus[i]->stop, 0);
     forgotten++;
-}
-
-static unsigned madt_cpus;
-
-int acpi_write_tables(struct vm *vm, unsigned number, gpa_t *rsdp)
-{
-    (void)vm;
-    madt_cpus = number;
-    *rsdp = gpa(0xe0000);
-    return 0;
-}
-
-int loader_linux(const struct loader_input *input, struct loader_entry *entry, char *why,
-                 size_t why_size)
-{
-    (void)input;
-    memset(entry, 0, sizeof(*entry));
-    if (load_fails)
-        format_text(why, why_size, "no kernel");
-    return load_fails ? E_INVAL : 0;
 }
 
 struct fiber *fiber_create(const char *name, void (*function)(void *), void *argument)
@@ -163,6 +134,10 @@ void fiber_wake(struct fiber *f)
     (void)f;
 }
 
+void fiber_give_way(void)
+{
+}
+
 void fiber_yield(void)
 {
     assert_true(false); // nobody is in the way
@@ -173,7 +148,17 @@ void fiber_sleep_until(uint64_t tsc)
     if (tsc == UINT64_MAX)
         longjmp(idle, 1); // the service has nothing more to do
     fake_tsc = MAX(fake_tsc, tsc);
-    note('w', 0);
+    if (memory_comes_after == 0) {
+        note('w', 0);
+        return;
+    }
+    if (--memory_comes_after != 0)
+        return;
+    if (frames_to_come == 0)
+        longjmp(idle, 1);
+    frames_there += frames_to_come;
+    frames_to_come = 0;
+    memory_comes_after = 2; // and looks once more
 }
 
 static void sink(const char *line)
@@ -192,7 +177,10 @@ static int set_up(void **state)
     objects = 0;
     vcpu_room = 100;
     stubborn = 0;
-    load_fails = false;
+    load_fails = file_missing = false;
+    image_pages = 8;
+    frames_there = PLENTY;
+    memory_comes_after = 0;
     events[0] = said[0] = 0;
     vm_set_platform(&platform);
     vm_set_event_sink(sink);
@@ -215,8 +203,8 @@ static int tear_down(void **state)
 {
     (void)state;
     forgotten = 0;
-    assert_int_equal(held, 0);
     assert_int_equal(vm_destroy("alpha", why), 0);
+    assert_int_equal(frames_there, PLENTY);
     assert_int_equal(forgotten, 1);
     assert_int_equal(objects, 0);
     return 0;
@@ -490,6 +478,277 @@ static void resets_keep_promises(void **state)
     assert_int_equal(vm->held_back, 0);
 }
 
+// --- A reset that finds too little memory ---
+
+// alpha runs, nothing is free, and what it is to begin anew with is larger than what it had.
+static void fill_up(uint64_t pages)
+{
+    assert_int_equal(vm_start("alpha", why), 0);
+    frames_there = 0;
+    image_pages = pages;
+    events[0] = said[0] = 0;
+}
+
+// The service has looked `looks` times more, in vain.
+static void look_in_vain(unsigned looks)
+{
+    uint64_t begin = fake_tsc;
+    memory_comes_after = looks;
+    frames_to_come = 0;
+    serve_requests();
+    assert_in_range(fake_tsc - begin, (looks - 1) * tsc_hz / 100,
+                    looks * (tsc_hz / 100) + tsc_hz / 1000);
+}
+
+// It finds something to do that needs no memory, or nothing.
+static void let_it_look(void)
+{
+    fake_tsc += tsc_hz / 100;
+    serve_requests();
+}
+
+static enum vm_state state_shown(void)
+{
+    struct vm_info info;
+    assert_int_equal(vm_get("alpha", &info), 0);
+    return info.state;
+}
+
+// So many frames are freed after a while; the service goes on until it has nothing to do, or looks
+// in vain.
+static void give_frames(uint64_t frames)
+{
+    memory_comes_after = 3;
+    frames_to_come = frames;
+    serve_requests();
+}
+
+static void check_goes_on(void)
+{
+    assert_int_equal(vm->state, VM_RUNNING);
+    assert_false(vm->load.waits || vm->restarting || vm->busy);
+    assert_int_equal(vm->account.held, 0);
+    assert_int_equal(vm->account.private_frames, 2 + image_pages);
+    for (unsigned i = 0; i < vm->vcpu_count; i++)
+        assert_int_equal(vm->vcpus[i]->stop, 0);
+}
+
+// It is reset, waits, and goes on when memory is there; by the operator or by the guest.
+static void a_reset_waits(void **state)
+{
+    (void)state;
+    for (unsigned by_guest = 0; by_guest < 2; by_guest++) {
+        fill_up(30);
+        if (by_guest) {
+            vm_ask(vm, VM_REQUEST_RESET);
+            events[0] = 0;
+            look_in_vain(1);
+            expect_events("m0M0");
+            assert_string_equal(said, "VM alpha reset by the guest");
+        } else {
+            assert_int_equal(vm_reset("alpha", why), 0);
+            expect_events("s0s1s2s3m0M0");
+            // 22 pages, and what is missing of the reserve.
+            assert_string_equal(said, "VM alpha waits for memory: 2088 kB short");
+        }
+        assert_int_equal(state_shown(), VM_WAITING_MEMORY);
+        assert_int_equal(vm->account.private_frames, 10);
+        assert_true(vm->clock.frozen);
+        look_in_vain(5);
+        expect_events("");
+        // What the config says by now is for the next reset.
+        strcpy(config.cmdline, "other");
+        assert_int_equal(vm_set(&config, why), 0);
+        assert_string_equal(vm->load.cmdline, "");
+        give_frames(7); // of 22
+        assert_int_equal(state_shown(), VM_WAITING_MEMORY);
+        assert_int_equal(vm->account.private_frames, 17);
+        give_frames(16);
+        check_goes_on();
+        assert_int_equal(frames_there, 1);
+        expect_events("r0r1r2r3a0a1a2a3");
+        // Its time begins with its run.
+        assert_true(vclock_now(&vm->clock) < tsc_hz / 10);
+        // The episode ends as any other.
+        assert_true(vm->waits_said);
+        fake_tsc += tsc_hz * 2;
+        assert_false(vm_end_waits());
+        assert_memory_equal(said, "VM alpha goes on after", 22);
+        config.cmdline[0] = 0;
+        assert_int_equal(vm_set(&config, why), 0);
+        frames_there = PLENTY - vm->account.private_frames;
+        image_pages = 8;
+        assert_int_equal(vm_stop("alpha", why), 0);
+    }
+}
+
+// Wherever the memory ends, and however little comes at a time.
+static void a_reset_waits_at_every_step(void **state)
+{
+    (void)state;
+    for (uint64_t drop = 1; drop < 12; drop++) {
+        fill_up(30);
+        // Others have taken even of what it had: all of it comes from what is freed.
+        vm->account.private_frames = 0;
+        frames_there = 0;
+        assert_int_equal(vm_reset("alpha", why), 0);
+        uint64_t given = 0;
+        while (vm->load.waits) {
+            assert_int_equal(state_shown(), VM_WAITING_MEMORY);
+            assert_true(given < 32);
+            give_frames(drop);
+            given += drop;
+        }
+        check_goes_on();
+        assert_int_equal(frames_there, given - 32);
+        frames_there = PLENTY - 32;
+        image_pages = 8;
+        assert_int_equal(vm_stop("alpha", why), 0);
+    }
+    events[0] = 0;
+}
+
+// What an operator may say meanwhile.
+static void commands_while_a_reset_waits(void **state)
+{
+    (void)state;
+    fill_up(30);
+    assert_int_equal(vm_reset("alpha", why), 0);
+    assert_int_equal(vm_start("alpha", why), E_BUSY);
+    assert_int_equal(vm_resume("alpha", why), E_BUSY);
+    assert_int_equal(vm_shutdown("alpha", why), E_BUSY);
+    assert_non_null(strstr(why, "is being reset and waits for memory"));
+    config.memory *= 2;
+    assert_int_equal(vm_set(&config, why), E_BUSY);
+    config.memory /= 2;
+    // Paused, it is loaded all the same, and stays paused.
+    assert_int_equal(vm_pause("alpha", why), 0);
+    assert_int_equal(state_shown(), VM_PAUSED);
+    assert_int_equal(vm_resume("alpha", why), 0);
+    assert_int_equal(state_shown(), VM_WAITING_MEMORY);
+    assert_int_equal(vm_pause("alpha", why), 0);
+    events[0] = 0;
+    give_frames(22);
+    assert_int_equal(state_shown(), VM_PAUSED);
+    assert_false(vm->load.waits);
+    expect_events("r0r1r2r3");
+    assert_int_equal(vm_resume("alpha", why), 0);
+    check_goes_on();
+    // Again, from paused; a file that is missing changes nothing.
+    image_pages = 31;
+    assert_int_equal(vm_pause("alpha", why), 0);
+    assert_int_equal(vm_reset("alpha", why), 0);
+    assert_true(vm->load.waits);
+    assert_int_equal(state_shown(), VM_PAUSED);
+    file_missing = true;
+    assert_int_equal(vm_reset("alpha", why), E_NOENT);
+    file_missing = false;
+    assert_true(vm->load.waits);
+    // Another reset begins with what the config says now, and what it had.
+    image_pages = 30;
+    assert_int_equal(vm_reset("alpha", why), 0);
+    assert_int_equal(state_shown(), VM_PAUSED);
+    assert_false(vm->load.waits);
+    assert_int_equal(vm_resume("alpha", why), 0);
+    check_goes_on();
+    // Stopped meanwhile: all of it is free.
+    image_pages = 40;
+    assert_int_equal(vm_reset("alpha", why), 0);
+    assert_true(vm->load.waits);
+    assert_int_equal(vm_stop("alpha", why), 0);
+    assert_int_equal(frames_there, 32);
+    assert_false(vm->load.waits || vm->restarting);
+    let_it_look();
+    frames_there = PLENTY;
+    fill_up(50);
+    frames_there = 0;
+    image_pages = 60;
+    assert_int_equal(vm_reset("alpha", why), 0);
+    assert_true(vm->load.waits);
+    frames_there = PLENTY - vm->account.private_frames - vm->account.held;
+    // Destroyed meanwhile, by the end of the test.
+}
+
+// Meanwhile it turns out that it cannot be loaded at all.
+static void a_reset_that_waits_fails(void **state)
+{
+    (void)state;
+    fill_up(30);
+    assert_int_equal(vm_reset("alpha", why), 0);
+    load_fails = true;
+    let_it_look();
+    assert_int_equal(vm->state, VM_CRASHED);
+    assert_string_equal(said, "VM alpha could not be reset: no kernel");
+    assert_string_equal(vm->crash, "no kernel");
+    assert_false(vm->load.waits || vm->restarting || vm->memory_present);
+    assert_int_equal(frames_there, 10);
+    load_fails = false;
+    // It is no secret what it died of, until it begins anew.
+    assert_int_equal(vm_reset("alpha", why), 0);
+    assert_true(vm->load.waits);
+    assert_int_equal(vm->crash[0], 0);
+    give_frames(PLENTY - 10);
+    check_goes_on();
+}
+
+// A file that is missing is found out before anything is lost, if the operator asks.
+static void a_missing_file(void **state)
+{
+    (void)state;
+    assert_int_equal(vm_start("alpha", why), 0);
+    file_missing = true;
+    assert_int_equal(vm_reset("alpha", why), E_NOENT);
+    assert_string_equal(why, "k was not loaded at boot");
+    check_goes_on();
+    vm_ask(vm, VM_REQUEST_RESET);
+    serve_requests();
+    assert_int_equal(vm->state, VM_CRASHED);
+    assert_false(vm->memory_present);
+    assert_int_equal(frames_there, PLENTY);
+}
+
+// A start is refused, as before; it waits for nothing and leaves nothing.
+static void a_start_does_not_wait(void **state)
+{
+    (void)state;
+    for (frames_there = 0; frames_there < 10; frames_there++) {
+        uint64_t before = frames_there;
+        assert_int_equal(vm_start("alpha", why), E_NOMEM);
+        assert_int_equal(vm->state, VM_STOPPED);
+        assert_false(vm->load.waits || vm->memory_present);
+        assert_int_equal(frames_there, before);
+    }
+    frames_there = PLENTY;
+}
+
+// overcommit = off: a VM that waits to be loaded has what was promised to it, with and without
+// memory.
+static void a_reset_that_waits_keeps_promises(void **state)
+{
+    (void)state;
+    uint64_t all = 1000000 - 1000, pages = config.memory / PAGE_SIZE;
+    vm_set_overcommit(false);
+    assert_int_equal(vm_start("alpha", why), 0);
+    vm->account.ballooned = 300;
+    vm->account.private_frames = 0; // shared, all of it
+    frames_there = 0;
+    assert_int_equal(vm_reset("alpha", why), 0);
+    assert_false(vm->memory_present);
+    assert_true(vm->load.waits);
+    assert_int_equal(left_to_promise(), all - pages + 300);
+    assert_int_equal(vm_reset("alpha", why), 0);
+    assert_int_equal(vm->held_back, 300);
+    assert_int_equal(left_to_promise(), all - pages + 300);
+    give_frames(5);
+    assert_true(vm->load.waits && vm->memory_present);
+    assert_int_equal(left_to_promise(), all - pages + 300);
+    give_frames(5);
+    check_goes_on();
+    assert_int_equal(vm->held_back, 300);
+    frames_there = PLENTY - 10;
+    vm_set_overcommit(true);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -500,6 +759,13 @@ int main(void)
         cmocka_unit_test_setup_teardown(without_memory_for_vcpus, set_up, tear_down),
         cmocka_unit_test_setup_teardown(sums, set_up, tear_down),
         cmocka_unit_test_setup_teardown(resets_keep_promises, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_reset_waits, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_reset_waits_at_every_step, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(commands_while_a_reset_waits, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_reset_that_waits_fails, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_missing_file, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_start_does_not_wait, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_reset_that_waits_keeps_promises, set_up, tear_down),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// What surrounds vm/lifecycle.c and vm/vcpus.c, pretended: heap, frames, scheduler, CPUID, files, a
-// platform without devices. Memory, loader, fibers and the vCPUs' ways are the test's own. For one
-// translation unit per program, which has the two files in it: their service fiber is static.
+// What surrounds vm/lifecycle.c and vm/vcpus.c, pretended: heap, frames, loader, scheduler, CPUID,
+// files, a platform without devices. Fibers and the vCPUs' ways are the test's own, and what it
+// looks at when memory comes and goes. For one translation unit per program, which has the two
+// files in it: their service fiber is static.
 #pragma once
 
 #include <setjmp.h>
@@ -93,11 +94,90 @@ const struct vcpu_ops vm_vcpu_ops;
 
 // --- Files and frames ---
 
+static bool file_missing;
+static uint64_t image_pages; // of the kernel
+
 int files_find(const char *path, const uint8_t **data, uint64_t *size)
 {
     (void)path;
     *data = NULL;
-    *size = 0;
+    *size = image_pages * PAGE_SIZE;
+    return file_missing ? E_NOENT : 0;
+}
+
+// Frames that are free and nobody's. A VM's memory takes one, its ACPI tables another one, then its
+// image. What a VM holds is in account.held, as in kernel/frame_hold.c.
+#define PLENTY 1000000u
+static uint64_t frames_there;
+
+static int take_frame(struct vm *vm)
+{
+    if (vm->account.held != 0)
+        vm->account.held--;
+    else if (frames_there != 0)
+        frames_there--;
+    else
+        return E_NOMEM;
+    vm->account.private_frames++;
+    return 0;
+}
+
+void frames_hold_end(struct frame_account *account)
+{
+    frames_there += account->held;
+    account->held = 0;
+}
+
+static int make_memory(struct vm *vm)
+{
+    assert_false(vm->memory_present);
+    if (take_frame(vm) != 0)
+        return E_NOMEM;
+    objects++;
+    vm->memory_present = true;
+    return 0;
+}
+
+static void drop_memory(struct vm *vm)
+{
+    objects--;
+    vm->memory_present = false;
+    *(vm->restarting ? &vm->account.held : &frames_there) += vm->account.private_frames;
+    vm->account.private_frames = 0;
+    vm->account.ballooned = 0;
+}
+
+static unsigned madt_cpus;
+
+int acpi_write_tables(struct vm *vm, unsigned number, gpa_t *rsdp)
+{
+    assert_true(vm->memory_present);
+    madt_cpus = number;
+    *rsdp = gpa(0xe0000);
+    return take_frame(vm);
+}
+
+static bool load_fails;
+
+int loader_linux(struct loader_input *input, struct loader_entry *entry, char *why, size_t why_size)
+{
+    struct vm *vm = input->vm;
+    uint64_t all = input->kernel_size;
+    memset(entry, 0, sizeof(*entry));
+    if (load_fails) {
+        format_text(why, why_size, "no kernel");
+        return E_INVAL;
+    }
+    for (; input->done < all; input->done += PAGE_SIZE) {
+        fiber_give_way();
+        assert_true(vm->memory_present && vm->busy);
+        // Nothing is loaded twice.
+        assert_int_equal(vm->account.private_frames, 2 + input->done / PAGE_SIZE);
+        if (take_frame(vm) != 0) {
+            format_text(why, why_size, "no memory to load it into");
+            return E_NOMEM;
+        }
+    }
     return 0;
 }
 
@@ -178,6 +258,7 @@ static int platform_create(struct vm *vm)
 
 static void platform_destroy(struct vm *vm)
 {
+    assert_int_equal(vm->account.held, 0);
     objects--;
     vm->platform = NULL;
 }
@@ -192,6 +273,7 @@ static void platform_reset(struct vm *vm)
 static void platform_button(struct vm *vm)
 {
     assert_int_equal(vm->state, VM_RUNNING);
+    assert_false(vm->load.waits);
 }
 
 static const struct vm_platform_ops platform = {.create = platform_create,
