@@ -33,7 +33,7 @@ struct loader_entry {
 // Loads a bzImage by the Linux x86 64-bit boot protocol. Returns 0, or a negative error with one
 // line for the operator in `message` ("kernel: truncated: the header promises 8123456 bytes, the
 // file has 4096"). E_NOMEM: called again with the same input, into the same memory, it goes on
-// where it stopped; a try that gets nowhere costs some hundred instructions. Calls guest_write()
+// where it stopped; a try that finds no frame copies nothing. Calls guest_write()
 // page by page and fiber_give_way() after 64 KiB at most. Fiber; no lock held.
 int loader_linux(struct loader_input *input, struct loader_entry *entry, char *message,
                  size_t message_size);

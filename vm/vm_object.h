@@ -228,8 +228,8 @@ void vm_memory_forget(struct vm *vm);  // the VM itself goes
 // Notes what the config wants loaded. E_NOENT, or what made the file unreadable: without effect.
 int vm_load_begin(struct vm *vm, char *why);
 // Makes memory and loads it, and resets the vCPUs. E_NOMEM: what is done stays, the next call goes
-// on from there; it may cost as much as the rest of the load, and a call that gets nowhere some
-// thousand instructions. Other errors are final. Both leave vm_memory_destroy() to the caller.
+// on from there, and one that finds no frame copies nothing. Other errors are final. Both leave
+// vm_memory_destroy() to the caller.
 int vm_load(struct vm *vm, char *why);
 // How many pages are still to be loaded, at least 1. About: the tables in low memory count as done,
 // but the set-up code of the kernel does not.

@@ -261,7 +261,9 @@ static int try_load(struct vm *vm)
 
 static int reset(struct vm *vm)
 {
+    strcpy(vm->config.cmdline, "quiet");
     assert_int_equal(vm_load_begin(vm, why), 0);
+    strcpy(vm->config.cmdline, "for the next reset");
     vm->restarting = true;
     vm_memory_destroy(vm);
     return try_load(vm);
