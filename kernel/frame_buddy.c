@@ -60,12 +60,11 @@ void frame_buddy_note_reserve(void)
 {
     uint64_t now = atomic_load_explicit(&frames.buddy_free, memory_order_relaxed);
     bool is_short = now < frame_floor();
-    bool used = now < frames.reserve;
-    if (frames.reserve_used && !used)
+    if (is_short == atomic_load_explicit(&frames.reserve_short, memory_order_relaxed))
+        return;
+    atomic_store_explicit(&frames.reserve_short, is_short, memory_order_relaxed);
+    if (!is_short) // full beside what is held
         atomic_fetch_add_explicit(&frames.reserve_epoch, 1, memory_order_relaxed);
-    frames.reserve_used = used;
-    if (is_short != atomic_load_explicit(&frames.reserve_short, memory_order_relaxed))
-        atomic_store_explicit(&frames.reserve_short, is_short, memory_order_relaxed);
 }
 
 void frame_buddy_give(uint32_t n, unsigned order)

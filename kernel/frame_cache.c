@@ -46,19 +46,19 @@ static uint64_t collect(void)
     return came;
 }
 
-// What has to stay in the buddy. Of the reserve a quarter is left by everybody but FRAME_RESERVE,
-// for page tables and what the operator does next.
-static uint64_t floor_for(unsigned flags)
+// What has to stay in the buddy.
+static uint64_t floor_for(unsigned flags, const struct frame_account *holder)
 {
     if ((flags & FRAME_RESERVE) != 0)
         return 0;
-    return (flags & FRAME_HELD) != 0 ? frames.reserve / 4 : frame_floor();
+    return holder != NULL ? frame_hold_floor(holder) : frame_floor();
 }
 
 // One attempt, with the lock held.
-static uint32_t try_take(unsigned order, unsigned flags, bool *zeroed)
+static uint32_t try_take(unsigned order, unsigned flags, const struct frame_account *holder,
+                         bool *zeroed)
 {
-    uint64_t floor = floor_for(flags);
+    uint64_t floor = floor_for(flags, holder);
     bool from_pool = order == 0 && zero_count() != 0 && buddy_free() >= floor;
     *zeroed = from_pool && (flags & FRAME_ZEROED) != 0;
     if (*zeroed)
@@ -120,18 +120,20 @@ static bool wait_for_zeroing(void)
     return true;
 }
 
-uint32_t frame_take(unsigned order, unsigned flags, bool *zeroed)
+uint32_t frame_take(unsigned order, unsigned flags, struct frame_account *holder, bool *zeroed)
 {
     spin_lock(&frames.lock);
-    uint32_t n = try_take(order, flags, zeroed);
+    uint32_t n = try_take(order, flags, holder, zeroed);
     if (n == FRAME_NIL && worth_collecting(order)) {
         if (collect() != 0)
-            n = try_take(order, flags, zeroed);
+            n = try_take(order, flags, holder, zeroed);
         if (n == FRAME_NIL && wait_for_zeroing()) {
             collect();
-            n = try_take(order, flags, zeroed);
+            n = try_take(order, flags, holder, zeroed);
         }
     }
+    if (n != FRAME_NIL && holder != NULL)
+        frame_hold_taken(holder);
     if (n != FRAME_NIL && order == 0)
         refill(flags);
     frame_buddy_note_reserve();

@@ -89,14 +89,6 @@ uint64_t frames_reserve_epoch(void)
     return atomic_load_explicit(&frames.reserve_epoch, memory_order_relaxed);
 }
 
-void frames_hold(int64_t count)
-{
-    spin_lock(&frames.lock);
-    frames.held += (uint64_t)count;
-    frame_buddy_note_reserve();
-    spin_unlock(&frames.lock);
-}
-
 struct frame *frame_of(hfn_t n)
 {
     if (n.raw >= frames.limit || frames.table[n.raw].state == FRAME_NONE)
@@ -119,12 +111,12 @@ static inline void assign(uint32_t n, enum frame_state state)
 }
 
 // Round the cache, or a block. Not inlined, for the sake of frame_alloc's path.
-__attribute__((noinline)) static int alloc_slowly(enum frame_state state, unsigned order,
-                                                  unsigned flags, struct frame_account *account,
-                                                  hfn_t *out)
+__attribute__((noinline)) int frame_alloc_slowly(enum frame_state state, unsigned order,
+                                                 unsigned flags, struct frame_account *account,
+                                                 struct frame_account *holder, hfn_t *out)
 {
     bool zeroed;
-    uint32_t n = frame_take(order, flags, &zeroed);
+    uint32_t n = frame_take(order, flags, holder, &zeroed);
     if (n == FRAME_NIL)
         return E_NOMEM;
     uint32_t count = 1u << order;
@@ -151,7 +143,7 @@ __attribute__((noinline)) static int alloc_without_stack(enum frame_state state,
     if ((flags & FRAME_ZEROED) == 0 ||
         atomic_load_explicit(&frames.zero_count, memory_order_relaxed) != 0 ||
         !frame_cache_pop(c, CACHE_PLAIN, &n))
-        return alloc_slowly(state, 0, flags, account, out);
+        return frame_alloc_slowly(state, 0, flags, account, NULL, out);
     if (FUSOR_DEBUG)
         frame_poison_verify(n, 1);
     memset(hfn_to_pointer(hfn(n)), 0, PAGE_SIZE);
@@ -173,7 +165,7 @@ int frame_alloc(enum frame_state state, unsigned order, unsigned flags,
     }
     bool reserve_short = atomic_load_explicit(&frames.reserve_short, memory_order_relaxed);
     if (order != 0 || (reserve_short && (flags & FRAME_RESERVE) == 0))
-        return alloc_slowly(state, order, flags, account, out);
+        return frame_alloc_slowly(state, order, flags, account, NULL, out);
 
     struct frame_cpu *c = frame_this_cpu();
     unsigned kind = flags & FRAME_ZEROED;
@@ -192,7 +184,7 @@ int frame_alloc(enum frame_state state, unsigned order, unsigned flags,
     return 0;
 }
 
-void frame_free(hfn_t first, unsigned order, struct frame_account *account)
+void frame_release(hfn_t first, unsigned order, struct frame_account *account)
 {
     CHECK(order <= FRAME_MAX_ORDER && (first.raw & ((UINT64_C(1) << order) - 1)) == 0);
     CHECK(first.raw < frames.limit && UINT64_C(1) << order <= frames.limit - first.raw);
@@ -214,5 +206,10 @@ void frame_free(hfn_t first, unsigned order, struct frame_account *account)
     if (FUSOR_DEBUG)
         frame_poison_fill(n, count);
     frame_account_move(frame_this_cpu(), state, FRAME_FREE, count, account, -(int64_t)count);
-    frame_give(n, order);
+}
+
+void frame_free(hfn_t first, unsigned order, struct frame_account *account)
+{
+    frame_release(first, order, account);
+    frame_give((uint32_t)first.raw, order);
 }

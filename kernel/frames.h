@@ -29,6 +29,9 @@ struct frame_account {
     _Atomic uint64_t private_frames;
     _Atomic uint64_t shared_gfns; // gfns that map a guest-shared frame
     _Atomic uint64_t ballooned;   // gfns in the balloon: they map nothing of their own
+    // kernel/frame_hold.c; the allocator's lock.
+    uint64_t held;
+    struct frame_account *held_next;
 };
 
 // 32 bytes; one per 4 KiB of physical address space that holds RAM.
@@ -52,7 +55,6 @@ _Static_assert(sizeof(struct frame) == 32, "the frame table costs 32 bytes per 4
 enum frame_flags {
     FRAME_ZEROED = 1u << 0,  // the caller needs it zero-filled
     FRAME_RESERVE = 1u << 1, // may take from the reserve (EPT tables, splits, Fusor's own)
-    FRAME_HELD = 1u << 2,    // may take what is held, and all but a quarter of the reserve
 };
 
 struct frames_snapshot {
@@ -74,9 +76,6 @@ void frames_set_reserve(uint64_t count);
 uint64_t frames_reserve(void);
 // Grows whenever the reserve, of which something was taken, is full again.
 uint64_t frames_reserve_epoch(void);
-// `count` more frames than the reserve are for FRAME_HELD and FRAME_RESERVE; negative: fewer. For
-// somebody whose frames are about to be freed and shall come back to it.
-void frames_hold(int64_t count);
 
 // The record of a frame that is known to be Fusor's RAM, without a look.
 extern struct frame *frame_records;
@@ -95,6 +94,21 @@ int frame_alloc(enum frame_state state, unsigned order, unsigned flags,
 // Gives them back. State and account must be those of the allocation; frames of a block may also be
 // freed one by one (order 0).
 void frame_free(hfn_t first, unsigned order, struct frame_account *account);
+
+// --- Holding, for a VM that begins anew (kernel/frame_hold.c) ---
+//
+// What a VM frees with frame_free_held() stays its own to take with frame_alloc_held(), as many
+// frames as it freed, whoever else looks for one meanwhile, or does the same. Only FRAME_RESERVE
+// may take them when the reserve is gone, because the VM itself needs page tables; what is there
+// then goes to who has held longest, so that one of them gets on. Beyond that frame_alloc_held()
+// takes what anybody may take and all but a quarter of the reserve, never what others hold.
+
+// As frame_free() of private frames.
+void frame_free_held(hfn_t first, unsigned order, struct frame_account *account);
+// As frame_alloc() of one private frame. E_NOMEM without effect.
+int frame_alloc_held(unsigned flags, struct frame_account *account, hfn_t *out);
+// What the account still holds is anybody's again. To be called before the account goes.
+void frames_hold_end(struct frame_account *account);
 
 // --- Sharing, for fusion (kernel/frame_share.c) ---
 //

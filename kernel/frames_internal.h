@@ -68,7 +68,7 @@ struct frames {
     struct frame *table;
     uint64_t limit; // frame numbers below it are in the table
     uint64_t reserve;
-    _Atomic uint64_t held;             // frames_hold(): as if the reserve were so much larger
+    _Atomic uint64_t held;             // of all accounts: as if the reserve were so much larger
     _Atomic uint64_t reserve_epoch;    // how often the reserve was filled up
     _Atomic bool reserve_short;        // buddy_free < reserve + held
     _Atomic uint32_t snapshot_waiting; // readers that sections have to let through
@@ -83,7 +83,7 @@ struct frames {
     uint64_t zero_started;  // batches taken for zeroing
     uint64_t zero_finished; // batches that have arrived in the pool
     uint32_t large_failures;
-    bool reserve_used; // buddy_free < reserve
+    struct frame_account *holders; // who holds frames, the longest first
 
     _Atomic uint64_t total;
     _Atomic uint64_t file_frames;
@@ -185,10 +185,25 @@ static inline bool frame_cache_pop(struct frame_cpu *c, unsigned kind, uint32_t 
 }
 
 // The way round the cache: buddy, pool, then everything that lies in caches. *zeroed says whether
-// the frame is zero already. Fills this CPU's cache on the way.
-uint32_t frame_take(unsigned order, unsigned flags, bool *zeroed);
+// the frame is zero already. Fills this CPU's cache on the way. holder: NULL, or who may have what
+// it holds.
+uint32_t frame_take(unsigned order, unsigned flags, struct frame_account *holder, bool *zeroed);
 // Gives one free frame to this CPU's cache, or a block to the buddy.
 void frame_give(uint32_t n, unsigned order);
+
+// --- frame_hold.c; frames.lock is held ---
+
+// What `holder` has to leave in the buddy.
+uint64_t frame_hold_floor(const struct frame_account *holder);
+// It has taken one frame, of those it holds if there are any.
+void frame_hold_taken(struct frame_account *holder);
+
+// --- frames.c, for frame_hold.c ---
+
+int frame_alloc_slowly(enum frame_state state, unsigned order, unsigned flags,
+                       struct frame_account *account, struct frame_account *holder, hfn_t *out);
+// The block's records and the accounting, as the first half of a free.
+void frame_release(hfn_t first, unsigned order, struct frame_account *account);
 
 // --- frame_zero.c ---
 

@@ -1,23 +1,22 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Create, start, pause, resume, reset, stop, destroy; and the service fiber that does what a vCPU
-// asked for from inside the guest. Every operation owns the VM through its busy mark, so they never
-// overlap.
+// asked for from inside the guest, and goes on with resets that found too little memory. Every
+// operation owns the VM through its busy mark, so they never overlap.
 #include "kernel/error.h"
-#include "kernel/files.h"
 #include "kernel/format.h"
 #include "kernel/heap.h"
 #include "kernel/init.h"
 #include "kernel/log.h"
 #include "kernel/string.h"
 #include "kernel/time.h"
-#include "vm/acpi.h"
-#include "vm/loader.h"
 #include "vm/table.h"
 
 // The least time between two resets that a guest asks for. No guest boots faster; one that resets
 // itself over and over would keep the service fiber busy at everybody's cost, and the console with
 // events.
 #define RESETS_PER_SECOND 10u
+// How often a reset that waits for memory looks for it: as often as a vCPU does (vmx/run.c).
+#define LOADS_PER_SECOND 100u
 
 const struct vm_platform_ops *vm_platform;
 static _Atomic uint64_t next_id = 1; // 64 bits: never reused
@@ -141,72 +140,26 @@ int vm_create(const struct vm_config *config, char *why)
     return 0;
 }
 
-static int load_file(const char *path, const uint8_t **data, uint64_t *size, char *why)
-{
-    int status = files_find(path, data, size);
-    if (status == E_NOENT)
-        return fail(why, status, "%s was not loaded at boot", path);
-    if (status != 0)
-        return fail(why, status, "%s could not be read at boot", path);
-    return 0;
-}
-
-static int load(struct vm *vm, struct vcpu_start *start, char *why)
-{
-    struct loader_input input = {
-        .vm = vm, .memory = vm->config.memory, .cmdline = vm->config.cmdline};
-    int status = load_file(vm->config.kernel, &input.kernel, &input.kernel_size, why);
-    if (status == 0 && vm->config.initrd[0] != 0)
-        status = load_file(vm->config.initrd, &input.initrd, &input.initrd_size, why);
-    if (status != 0)
-        return status;
-    gpa_t rsdp;
-    status = acpi_write_tables(vm, vm->vcpu_count, &rsdp);
-    if (status != 0)
-        return fail(why, status, "no memory for the ACPI tables");
-    struct loader_entry entry;
-    status = loader_linux(&input, &entry, why, VM_WHY_MAX);
-    if (status != 0)
-        return status;
-    *start = (struct vcpu_start){
-        .rip = entry.rip,
-        .rsp = entry.rsp,
-        .rsi = entry.rsi,
-        .cr3 = entry.cr3,
-        .gdt_base = entry.gdt_base,
-        .gdt_limit = entry.gdt_limit,
-        .code_selector = entry.code_selector,
-        .data_selector = entry.data_selector,
-    };
-    return 0;
-}
-
-// From nothing to a VM that is ready to run, its clock frozen at 0.
+// Loads what was begun; then the VM is ready to run, its clock frozen at 0.
 static int power_on(struct vm *vm, char *why)
 {
-    struct vcpu_start start;
-    int status = vm_vcpus_prepare(vm);
+    int status = vm_load(vm, why);
     if (status != 0)
-        return fail(why, status, "no memory for %u vCPUs of %s", vm->config.cpus, vm->config.name);
-    status = vm_memory_create(vm);
-    if (status != 0)
-        return fail(why, status, "no memory for the page tables of %s", vm->config.name);
-    status = load(vm, &start, why);
-    for (unsigned i = 0; i < vm->vcpu_count && status == 0; i++)
-        if (vcpu_reset(vm->vcpus[i], i == 0 ? &start : NULL) != 0)
-            status = fail(why, E_IO, "VT-x refused the VMCS");
-    if (status != 0) {
-        vm_memory_destroy(vm);
         return status;
-    }
     spin_lock(&vm->device_lock);
     vclock_init(&vm->clock, tsc_hz);
     vm_platform->reset(vm);
-    vm->report = (struct vm_report){0};
-    vm->balloon_driver = false;
-    vm->crash[0] = 0;
     spin_unlock(&vm->device_lock);
     return 0;
+}
+
+// What the last guest said, or died of.
+static void forget_guest(struct vm *vm)
+{
+    spin_lock(&vm->device_lock);
+    vm->report = (struct vm_report){0};
+    vm->crash[0] = 0;
+    spin_unlock(&vm->device_lock);
 }
 
 static void run(struct vm *vm)
@@ -231,11 +184,14 @@ static void freeze(struct vm *vm)
         sched_count_sleep(&vm->vcpus[i]->entity, false);
 }
 
-// Ends the VM's run for good; its memory goes back.
-static void power_off(struct vm *vm, enum vm_state state)
+// Ends the VM's run, or a reset that waits for memory; its memory goes back. `again`: it begins
+// anew at once, and what it had is held for that.
+static void power_off(struct vm *vm, bool again)
 {
     freeze(vm);
     vm->request = VM_REQUEST_NONE;
+    vm->load.waits = false;
+    vm->restarting = again;
     for (unsigned i = 0; i < vm->vcpu_count; i++) {
         vm->vcpus[i]->waiting_memory = false;
         kvm_guest_reset(vm->vcpus[i]); // its pins end before the memory does
@@ -247,7 +203,9 @@ static void power_off(struct vm *vm, enum vm_state state)
     else
         vm->held_back = 0;
     vm_memory_destroy(vm);
-    vm->state = state; // who sees that it is stopped finds its frames free
+    if (!again)
+        frames_hold_end(&vm->account);
+    vm->state = VM_STOPPED; // who sees that it is stopped finds its frames free
 }
 
 // overcommit = off: all that the VM may touch has to be there.
@@ -290,13 +248,21 @@ static int start(struct vm *vm, char *why)
         return fail(why, E_BUSY, "%s runs already", name);
     if (vm->state == VM_PAUSED)
         return fail(why, E_BUSY, "%s is paused; use `vm resume %s`", name, name);
-    power_off(vm, VM_STOPPED); // what a crashed VM left for inspection
-    int status = check_commitment(vm, why);
-    if (status == 0)
-        status = power_on(vm, why);
-    if (status == 0)
-        run(vm);
-    return status;
+    int status = vm_load_begin(vm, why);
+    if (status != 0)
+        return status;
+    power_off(vm, false); // what a crashed VM left for inspection
+    status = check_commitment(vm, why);
+    if (status != 0)
+        return status;
+    status = power_on(vm, why);
+    if (status != 0) {
+        vm_memory_destroy(vm);
+        return status;
+    }
+    forget_guest(vm);
+    run(vm);
+    return 0;
 }
 
 static int pause(struct vm *vm, char *why)
@@ -313,39 +279,57 @@ static int resume(struct vm *vm, char *why)
     if (vm->state != VM_PAUSED)
         return fail(why, E_BUSY, "%s is not paused: it is %s", vm->config.name,
                     vm_state_name(vm->state));
-    if (vm->request != VM_REQUEST_NONE)
+    if (vm->load.waits)
+        vm->state = VM_RUNNING; // as soon as it is loaded
+    else if (vm->request != VM_REQUEST_NONE)
         vm->state = VM_RUNNING; // what it asked for before the pause is done first
     else
         run(vm);
     return 0;
 }
 
-// A VM that was paused begins anew paused. With overcommit = off it does so with what it had beside
-// its balloon, for the rest may be promised to others (vm/shortage.c).
-static int restart(struct vm *vm, char *why)
+// Goes on with a reset: as far as there is memory. Without enough the VM waits for it, in the state
+// it will have, and the service tries again; nothing is lost meanwhile, and it can be stopped.
+static int begin_anew(struct vm *vm, enum vm_state after, char *why)
 {
-    bool paused = vm->state == VM_PAUSED;
-    // After a reset that failed it has no memory, and what it had may be promised to others.
-    int status = vm->memory_present ? 0 : check_commitment(vm, why);
-    if (status != 0)
-        return status;
-    // VMs that wait for memory shall not take what this one needs to begin anew.
-    int64_t own = (int64_t)vm->account.private_frames;
-    frames_hold(own);
-    vm->restarting = true;
-    power_off(vm, VM_STOPPED);
-    status = power_on(vm, why);
+    int status = power_on(vm, why);
+    if (status == E_NOMEM) {
+        if (why != NULL)
+            why[0] = 0; // it is no failure
+        vm->state = after;
+        vm->load.next_try = time_tsc() + tsc_hz / LOADS_PER_SECOND;
+        vm->load.waits = true;
+        vm_note_wait(vm);
+        return 0;
+    }
+    vm->load.waits = false;
     vm->restarting = false;
-    frames_hold(-own);
     if (status != 0) {
         vm->held_back = 0;
-        return status;
+        vm_memory_destroy(vm);
     }
-    if (paused)
-        vm->state = VM_PAUSED;
-    else
+    frames_hold_end(&vm->account);
+    vm->state = status != 0 ? VM_STOPPED : after;
+    if (vm->state == VM_RUNNING)
         run(vm);
-    return 0;
+    return status;
+}
+
+// A VM that was paused begins anew paused. With overcommit = off it does so with what it had beside
+// its balloon, for the rest may be promised to others (vm/shortage.c). VMs that wait for memory
+// shall not take what this one needs: what it had is held for it.
+static int restart(struct vm *vm, char *why)
+{
+    enum vm_state after = vm->state == VM_PAUSED ? VM_PAUSED : VM_RUNNING;
+    // After a reset that failed it has no memory, and what it had may be promised to others.
+    int status = vm->memory_present || vm->restarting ? 0 : check_commitment(vm, why);
+    if (status == 0)
+        status = vm_load_begin(vm, why);
+    if (status != 0)
+        return status;
+    power_off(vm, true);
+    forget_guest(vm);
+    return begin_anew(vm, after, why);
 }
 
 static int reset(struct vm *vm, char *why)
@@ -360,6 +344,9 @@ static int press_power_button(struct vm *vm, char *why)
 {
     if (vm->state != VM_RUNNING)
         return not_running(vm, why);
+    if (vm->load.waits)
+        return fail(why, E_BUSY, "%s is being reset and waits for memory; use `vm stop %s`",
+                    vm->config.name, vm->config.name);
     spin_lock(&vm->device_lock);
     vm_platform->press_power_button(vm);
     spin_unlock(&vm->device_lock);
@@ -370,7 +357,7 @@ static int stop(struct vm *vm, char *why)
 {
     if (vm->state == VM_STOPPED)
         return fail(why, E_BUSY, "%s is stopped already", vm->config.name);
-    power_off(vm, VM_STOPPED);
+    power_off(vm, false);
     return 0;
 }
 
@@ -409,7 +396,7 @@ int vm_destroy(const char *name, char *why)
     struct vm *vm = vm_acquire(name);
     if (vm == NULL)
         return no_such(why, name);
-    power_off(vm, VM_STOPPED);
+    power_off(vm, false);
     vm_memory_forget(vm);
     vm_table_remove(vm);
     vm_vcpus_free(vm);
@@ -462,29 +449,42 @@ int vm_balloon(const char *name, uint64_t bytes, char *why)
     return status;
 }
 
+static void could_not_be_reset(struct vm *vm, const char *why)
+{
+    if (vm->memory_present)
+        power_off(vm, false);
+    vm->state = VM_CRASHED;
+    spin_lock(&vm->device_lock);
+    memcpy(vm->crash, why, sizeof(vm->crash));
+    spin_unlock(&vm->device_lock);
+    vm_event("VM %s could not be reset: %s", vm->config.name, why);
+}
+
 static void serve(struct vm *vm)
 {
     char why[VM_WHY_MAX] = "";
+    if (vm->load.waits) {
+        if (begin_anew(vm, vm->state, why) != 0)
+            could_not_be_reset(vm, why);
+        return;
+    }
     enum vm_request request = atomic_exchange(&vm->request, VM_REQUEST_NONE);
     if (vm->state != VM_RUNNING && vm->state != VM_PAUSED)
         return; // it was stopped meanwhile
     switch (request) {
     case VM_REQUEST_RESET:
         vm->next_reset = time_tsc() + tsc_hz / RESETS_PER_SECOND;
-        if (restart(vm, why) == 0) {
+        if (restart(vm, why) == 0)
             vm_event("VM %s reset by the guest", vm->config.name);
-        } else {
-            vm->state = VM_CRASHED;
-            memcpy(vm->crash, why, sizeof(vm->crash));
-            vm_event("VM %s could not be reset: %s", vm->config.name, why);
-        }
+        else
+            could_not_be_reset(vm, why);
         break;
     case VM_REQUEST_OFF:
-        power_off(vm, VM_STOPPED);
+        power_off(vm, false);
         vm_event("VM %s powered off", vm->config.name);
         break;
     case VM_REQUEST_EXIT:
-        power_off(vm, VM_STOPPED);
+        power_off(vm, false);
         vm_event("VM %s ended with code %u", vm->config.name, vm->exit_code);
         break;
     case VM_REQUEST_CRASH:

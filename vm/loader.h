@@ -14,6 +14,8 @@ struct loader_input {
     const uint8_t *initrd; // NULL: none
     uint64_t initrd_size;
     const char *cmdline;
+    // How far the tries before this one got, in bytes that were put; 0 at first.
+    uint64_t done;
 };
 
 // Registers with which the first vCPU starts: 64-bit mode, paging on, flat segments, IF = 0.
@@ -30,6 +32,8 @@ struct loader_entry {
 
 // Loads a bzImage by the Linux x86 64-bit boot protocol. Returns 0, or a negative error with one
 // line for the operator in `message` ("kernel: truncated: the header promises 8123456 bytes, the
-// file has 4096"). Calls guest_write() in pieces of at most 64 KiB and fiber_yield() between them.
-int loader_linux(const struct loader_input *input, struct loader_entry *entry, char *message,
+// file has 4096"). E_NOMEM: called again with the same input, into the same memory, it goes on
+// where it stopped; a try that finds no frame copies nothing. Calls guest_write()
+// page by page and fiber_give_way() after 64 KiB at most. Fiber; no lock held.
+int loader_linux(struct loader_input *input, struct loader_entry *entry, char *message,
                  size_t message_size);

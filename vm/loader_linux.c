@@ -49,9 +49,11 @@ struct kernel_header {
 };
 
 struct load {
-    const struct loader_input *in;
+    struct loader_input *in;
     char *message;
     size_t message_size;
+    uint64_t at;      // bytes that come before what is put next; always the same ones
+    uint64_t at_once; // bytes copied since others had the CPU
 };
 
 #define FAIL(l, error, ...)                                                                        \
@@ -180,12 +182,28 @@ static int check_cmdline(const struct load *l, const struct kernel_header *h, si
     return 0;
 }
 
-// Copies in pieces, so that this CPU's vCPUs and the console run in between.
-static int put(const struct load *l, uint64_t to, const void *from, uint64_t size)
+// True, and they are behind us, when an earlier try has put these bytes.
+static bool skip(struct load *l, uint64_t size)
+{
+    if (l->in->done < l->at + size)
+        return false;
+    l->at += size;
+    return true;
+}
+
+// Copies in pieces, so that this CPU's vCPUs and the console run in between; each is in one page,
+// so that it is put as a whole or not at all.
+static int put(struct load *l, uint64_t to, const void *from, uint64_t size)
 {
     const uint8_t *bytes = from;
-    for (uint64_t done = 0; done < size;) {
-        uint64_t piece = MIN(size - done, PIECE);
+    if (skip(l, size))
+        return 0;
+    for (uint64_t done = l->in->done - l->at; done < size;) {
+        uint64_t piece = MIN(size - done, PAGE_SIZE - ((to + done) & PAGE_MASK));
+        if (l->at_once + piece > PIECE) {
+            l->at_once = 0;
+            fiber_give_way();
+        }
         int error = guest_write(l->in->vm, gpa(to + done), bytes + done, (size_t)piece);
         if (error == E_NOMEM)
             return FAIL(l, error, "kernel: no free memory left to load it into");
@@ -193,8 +211,10 @@ static int put(const struct load *l, uint64_t to, const void *from, uint64_t siz
             return FAIL(l, error, "kernel: cannot write to guest memory at 0x%llx: %s",
                         (unsigned long long)(to + done), error_text(error));
         done += piece;
-        fiber_give_way();
+        l->in->done += piece;
+        l->at_once += piece;
     }
+    l->at += size;
     return 0;
 }
 
@@ -209,9 +229,11 @@ static unsigned add_e820(uint8_t *page, unsigned count, uint64_t from, uint64_t 
     return count + 1;
 }
 
-static int put_zero_page(const struct load *l, const struct kernel_header *h, uint64_t initrd)
+static int put_zero_page(struct load *l, const struct kernel_header *h, uint64_t initrd)
 {
     uint8_t page[PAGE_SIZE];
+    if (skip(l, sizeof(page)))
+        return 0;
     memset(page, 0, sizeof(page));
     memcpy(page + HEADER_START, l->in->kernel + HEADER_START, (size_t)(h->end - HEADER_START));
     page[0x210] = LOADER_OTHER;
@@ -234,9 +256,11 @@ static int put_zero_page(const struct load *l, const struct kernel_header *h, ui
 }
 
 // Maps the first 4 GiB to themselves with 2 MiB pages, which every 64-bit CPU has.
-static int put_page_tables(const struct load *l)
+static int put_page_tables(struct load *l)
 {
     enum { PRESENT_WRITE_ACCESSED = 0x23, LARGE_DIRTY = 0xc0 };
+    if (skip(l, (2 + IDENTITY_GIBS) * PAGE_SIZE))
+        return 0;
     uint64_t table[512] = {PAGE_TABLES + PAGE_SIZE + PRESENT_WRITE_ACCESSED};
     int error = put(l, PAGE_TABLES, table, sizeof(table));
 
@@ -256,7 +280,7 @@ static int put_page_tables(const struct load *l)
 
 // The protocol demands __BOOT_CS = 0x10 and __BOOT_DS = 0x18, flat, and where a PC's firmware says
 // that low memory ends: Linux' decompressor looks there for a place of its trampoline.
-static int put_tables(const struct load *l)
+static int put_tables(struct load *l)
 {
     static const uint64_t gdt[4] = {0, 0, UINT64_C(0x00af9b000000ffff),
                                     UINT64_C(0x00cf93000000ffff)};
@@ -270,10 +294,10 @@ static int put_tables(const struct load *l)
     return error != 0 ? error : put_page_tables(l);
 }
 
-int loader_linux(const struct loader_input *input, struct loader_entry *entry, char *message,
+int loader_linux(struct loader_input *input, struct loader_entry *entry, char *message,
                  size_t message_size)
 {
-    struct load load = {input, message, message_size};
+    struct load load = {.in = input, .message = message, .message_size = message_size};
     struct kernel_header h;
     uint64_t initrd;
     size_t cmdline_length;

@@ -105,8 +105,10 @@ static int touch_alloc(struct vm *vm, gfn_t gfn, bool write, hfn_t *frame, bool 
         vm_hold_back(vm);
     bool may = !vm_is_held_back(vm) || vm_may_grow(vm);
     // What a VM had is held for it while it restarts: that is beyond what others may take.
-    unsigned flags = FRAME_ZEROED | (vm->restarting ? FRAME_HELD : 0);
-    if (may && frame_alloc(FRAME_PRIVATE, 0, flags, &vm->account, frame) == 0)
+    if (may && vm->restarting && frame_alloc_held(FRAME_ZEROED, &vm->account, frame) == 0)
+        return 0;
+    if (may && !vm->restarting &&
+        frame_alloc(FRAME_PRIVATE, 0, FRAME_ZEROED, &vm->account, frame) == 0)
         return 0;
     if (may && reserve_stands_in() &&
         frame_alloc(FRAME_PRIVATE, 0, FRAME_ZEROED | FRAME_RESERVE, &vm->account, frame) == 0)
@@ -238,7 +240,10 @@ static void free_leaf(void *context, gfn_t gfn, struct ept_leaf leaf)
         return;
     if (leaf.kind != EPT_KIND_SHARED) {
         // The records of a block are written one after the other, quickly; but not those of many.
-        frame_free(leaf.frame, order[leaf.level], &vm->account);
+        if (vm->restarting)
+            frame_free_held(leaf.frame, order[leaf.level], &vm->account);
+        else
+            frame_free(leaf.frame, order[leaf.level], &vm->account);
         if (leaf.level != EPT_4K)
             fiber_give_way();
         return;

@@ -7,8 +7,9 @@
 // guest's driver has given as much again, or there is memory that is not promised. A guest that
 // restarts gets as far as it got with its balloon, and nobody else notices.
 //
-// An episode of waiting begins when a vCPU finds no frame, and ends when none of the VM's has
-// waited for EPISODE_END: a VM that gets on frame by frame is one episode, not hundreds of events.
+// An episode of waiting begins when a vCPU or a reset finds no frame, and ends when none of the
+// VM's has waited for EPISODE_END: a VM that gets on frame by frame is one episode, not hundreds of
+// events.
 #include "kernel/log.h"
 #include "kernel/memory.h"
 #include "kernel/time.h"
@@ -148,10 +149,13 @@ void vm_set_shortage_hook(void (*hook)(void))
     shortage_hook = hook;
 }
 
-// What has to become free for every vCPU of the VM that waits, and for first touches anywhere.
+// What has to become free for every vCPU of the VM that waits, or for its reset, and for first
+// touches anywhere.
 static uint64_t short_kib(const struct vm *vm)
 {
     uint64_t free = frames_free(), reserve = frames_reserve(), wanted = 0;
+    if (vm->load.waits)
+        wanted = vm_load_left(vm);
     for (unsigned i = 0; i < vm->vcpu_count; i++)
         wanted += vcpu_waits_for_memory(vm->vcpus[i]);
     wanted += reserve > free ? reserve - free : 0;

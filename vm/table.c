@@ -74,10 +74,21 @@ void vm_release(struct vm *vm)
 {
     spin_lock(&table_lock);
     vm->busy = false;
-    bool asked = vm->request != VM_REQUEST_NONE; // while the VM was busy
+    // While the VM was busy, or by who had it.
+    bool asked = vm->request != VM_REQUEST_NONE || vm->load.waits;
     spin_unlock(&table_lock);
     if (asked)
         vm_wake_service();
+}
+
+// When the service has something to do with the VM: 0 is now, UINT64_MAX never.
+static uint64_t service_due(const struct vm *vm)
+{
+    if (vm->load.waits)
+        return vm->load.next_try;
+    if (vm->request == VM_REQUEST_NONE)
+        return UINT64_MAX;
+    return vm->request == VM_REQUEST_RESET ? vm->next_reset : 0;
 }
 
 struct vm *vm_next_with_request(uint64_t *when)
@@ -91,10 +102,11 @@ struct vm *vm_next_with_request(uint64_t *when)
         struct vm *vm = table[i];
         // Who waits for the VM comes first: a guest that asks for its reset over and over would
         // keep the operator out.
-        if (vm->request == VM_REQUEST_NONE || vm->busy || vm->waiters != 0)
+        if (vm->busy || vm->waiters != 0)
             continue;
-        if (vm->request == VM_REQUEST_RESET && now < vm->next_reset) {
-            *when = MIN(*when, vm->next_reset);
+        uint64_t due = service_due(vm);
+        if (due > now) {
+            *when = MIN(*when, due);
             continue;
         }
         // The first one behind the last, whose ids are higher; else the first of all. So such a
@@ -127,6 +139,8 @@ const char *vm_state_name(enum vm_state state)
 
 bool vm_waits_for_memory(const struct vm *vm)
 {
+    if (vm->load.waits)
+        return true;
     for (unsigned i = 0; i < vm->vcpu_count; i++)
         if (vcpu_waits_for_memory(vm->vcpus[i]))
             return true;

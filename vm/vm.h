@@ -51,6 +51,8 @@ int vm_set(const struct vm_config *config, char *why);
 int vm_start(const char *name, char *why);
 int vm_pause(const char *name, char *why);
 int vm_resume(const char *name, char *why);
+// 0 also when there is too little memory to begin anew: the VM is waiting-memory then (or paused,
+// if it was) and begins when there is enough. A missing file is an error without effect.
 int vm_reset(const char *name, char *why);
 // How much is wanted in the VM's balloon, from now on; its driver is told.
 int vm_balloon(const char *name, uint64_t bytes, char *why);

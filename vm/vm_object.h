@@ -20,6 +20,7 @@
 #include "vm/clock.h"
 #include "vm/kvm_guest.h"
 #include "vm/layout.h"
+#include "vm/loader.h"
 #include "vm/vm.h"
 #include "vmx/cpuid.h"
 #include "vmx/vcpu.h"
@@ -44,6 +45,17 @@ struct vm_timers {
     uint64_t armed; // the value of queue.earliest that the vCPU knows
 };
 
+// What is loaded into the VM's new memory, as the config said when that began.
+struct vm_load {
+    // A reset found no memory: the VM is what it will be then, running or paused, but has no vCPU
+    // that runs, and the service tries to go on at next_try (TSC).
+    _Atomic bool waits;
+    uint64_t next_try;
+    bool acpi_done;
+    struct loader_input input; // with how far it has got
+    char cmdline[VM_CMDLINE_MAX];
+};
+
 struct vm {
     uint64_t id;
     struct vm_config config;
@@ -51,8 +63,9 @@ struct vm {
     bool busy;           // a lifecycle operation is under way
     unsigned waiters;    // operators who want to begin one; table lock
     bool memory_present; // EPT and contents exist
-    bool restarting; // they will again in a moment: what was promised to it, and its frames, are
-                     // kept
+    bool restarting; // they will again, in a moment or when memory is there: what was promised to
+                     // it, and its frames, are kept
+    struct vm_load load;
     _Atomic enum vm_request request;
     uint64_t next_reset; // TSC before which the guest's own reset is not done
     uint8_t exit_code;   // for VM_REQUEST_EXIT
@@ -144,16 +157,16 @@ void vm_event(const char *format, ...) __attribute__((format(printf, 1, 2)));
 // VM.
 struct vm *vm_acquire(const char *name);
 void vm_release(struct vm *vm);
-// One that asked for something and that nobody else has or waits for, acquired; in turns. NULL:
-// none before *when (TSC).
+// One that asked for something, or whose reset can be tried again, and that nobody else has or
+// waits for, acquired; in turns. NULL: none before *when (TSC).
 struct vm *vm_next_with_request(uint64_t *when);
 // Calls `visit` for every VM, under the table lock.
 void vm_for_each(void (*visit)(struct vm *vm, void *context), void *context);
-// True while one of its vCPUs waits for a frame.
+// True while its reset or one of its vCPUs waits for a frame.
 bool vm_waits_for_memory(const struct vm *vm);
 
 // vm/shortage.c
-// A vCPU begins to wait for memory. No lock held.
+// A vCPU, or a reset, begins to wait for memory or does so again. No lock held.
 void vm_note_wait(struct vm *vm);
 // Who shall know that a VM has begun to wait: called from any context. Once, at init.
 void vm_set_shortage_hook(void (*hook)(void));
@@ -216,6 +229,22 @@ extern _Atomic unsigned vm_memories; // VMs that have any
 void vm_end_candidate(struct vm *vm, gfn_t gfn, const struct ept_leaf *leaf);
 void vm_memory_destroy(struct vm *vm); // fiber: yields; no vCPU runs
 void vm_memory_forget(struct vm *vm);  // the VM itself goes
+
+// vm/load.c: for the owner of the VM, in a fiber, no lock held.
+// Notes what the config wants loaded. E_NOENT, or what made the file unreadable: without effect.
+int vm_load_begin(struct vm *vm, char *why);
+// Makes memory and loads it, and resets the vCPUs. E_NOMEM: what is done stays, the next call goes
+// on from there, and one that finds no frame copies nothing. Other errors are final. Both leave
+// vm_memory_destroy() to the caller.
+int vm_load(struct vm *vm, char *why);
+// How many pages are still to be loaded, at least 1. About: the tables in low memory count as done,
+// but the set-up code of the kernel does not.
+static inline uint64_t vm_load_left(const struct vm *vm)
+{
+    const struct loader_input *in = &vm->load.input;
+    uint64_t all = in->kernel_size + in->initrd_size;
+    return all > in->done ? (all - in->done + PAGE_SIZE - 1) / PAGE_SIZE : 1;
+}
 
 // vm/vcpus.c: the vCPUs of a VM that does not run.
 // Makes as many as the config asks for, with the CPUID that belongs to that number. E_NOMEM.

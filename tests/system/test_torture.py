@@ -10,6 +10,7 @@ from fuse_guest import FuseGuest
 
 CONFIG = "[host]\nconsole = com1:115200\nfiles = \\guests\n"
 RESERVE = 16384  # kB, the default
+LARGE = 24 << 20 # bytes of an initrd: more than a guest has of its own and splits leave of the reserve
 LEFT = 4096      # kB beyond the reserve when they begin to write
 
 
@@ -59,7 +60,11 @@ class Memory:
 
 @pytest.fixture(scope="module")
 def machine(bochs, tmp_path_factory):
-    with fusor.running(tmp_path_factory.mktemp("torture"), CONFIG, cpu="corei7_haswell_4770", memory=256) as m:
+    directory = tmp_path_factory.mktemp("torture")
+    large = directory / "large"
+    large.write_bytes(bytes(LARGE))
+    with fusor.running(directory, CONFIG, (*fusor.BARE_FILES, ("guests/large", str(large))),
+                       cpu="corei7_haswell_4770", memory=256) as m:
         yield m
 
 
@@ -186,6 +191,37 @@ def test_all_wait(memory):
     assert m.metrics()["vb", "Guest/RAM/Usage/Shared"] == 0
 
 
+def check_resets_wait(memory, vb, vc):
+    """What they are to begin anew with does not fit: both wait with a part of it, and the console goes on."""
+    m = memory.machine
+    for g in (vb, vc):
+        m.ok(f"vm set {g.name} initrd=\\guests\\large")
+        g.vm("reset")
+        assert m.state(g.name) == "waiting-memory"
+        assert re.search(rf"VM {g.name} waits for memory: \d{{5}} kB short", "\n".join(m.command("log info")))
+    time.sleep(1)
+    parts = [g.metric("Guest/RAM/Usage/Private") for g in (vb, vc)]
+    print(f"loaded of {LARGE // 1024} kB: {parts}")
+    assert all(0 < x < LARGE // 1024 for x in parts)
+    assert m.metrics()["host", "RAM/VMM/Free"] >= RESERVE // 8
+    m.check_identities(m.metrics())
+    # Waiting costs little, and nothing is loaded twice.
+    before = m.metrics()
+    time.sleep(1)
+    assert [g.metric("Guest/RAM/Usage/Private") for g in (vb, vc)] == parts
+    assert before["vb", "CPU/Run"] == vb.metric("CPU/Run")
+    assert "is being reset" in m.error("vm shutdown vb")
+    assert "no memory" not in m.error("vm start vb")
+    vb.vm("pause")
+    assert m.state("vb") == "paused"
+    vb.vm("resume")
+    assert m.state("vb") == "waiting-memory"
+    vb.vm("reset")
+    assert m.state("vb") == "waiting-memory"
+    assert abs(vb.metric("Guest/RAM/Usage/Private") - parts[0]) < 64
+    m.check_identities(m.metrics())
+
+
 def test_lifecycle_of_those_that_wait(memory):
     m = memory.machine
     va, vb, vc, vd = (memory.add(n, pages=4096, memory="96M") for n in ("va", "vb", "vc", "vd"))
@@ -201,6 +237,7 @@ def test_lifecycle_of_those_that_wait(memory):
     m.wait_state("vb", "waiting-memory")
     vb.vm("reset")
     m.wait_state("vb", "waiting-memory")
+    check_resets_wait(memory, vb, vc)
     vc.vm("stop")
     assert m.state("vc") == "stopped"
     assert "no memory" in m.error("vm start vc")
@@ -210,6 +247,8 @@ def test_lifecycle_of_those_that_wait(memory):
     m.check_identities(m.metrics())
     m.ok("vm destroy hog")
     vb.wait_again()
+    assert m.metrics()["vb", "Guest/RAM/Usage/Private"] >= LARGE // 1024
+    m.ok("vm set vc initrd=")
     vc.vm("start")
     vc.wait_again()
     for g, own in ((va, 4096), (vb, 0), (vc, 0)):

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // sources: fusion/census.c fusion/census_list.c fusion/index.c fusion/index_table.c
-// sources: ept/walk.c ept/map.c ept/large.c ept/destroy.c ept/shootdown.c
+// sources: ept/walk.c ept/map.c ept/large.c ept/destroy.c ept/shootdown.c kernel/frame_hold.c
 // sources: kernel/frames.c kernel/frame_buddy.c kernel/frame_cache.c kernel/frame_zero.c
 // sources: kernel/frame_poison.c kernel/frame_account.c kernel/heap.c kernel/lock.c
 // libs: -Wl,--wrap=frame_alloc

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // sources: kernel/frame_share.c kernel/frames.c kernel/frame_buddy.c kernel/frame_cache.c
 // sources: kernel/frame_zero.c kernel/frame_poison.c kernel/frame_account.c kernel/lock.c
+// sources: kernel/frame_hold.c
 // Shared frames' counts and the accounts: each call, what it refuses, and a random run against a
 // list of sharers.
 #include "frames_machine.h"

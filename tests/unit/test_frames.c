@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // sources: kernel/frames.c kernel/frame_buddy.c kernel/frame_cache.c kernel/frame_zero.c
-// sources: kernel/frame_poison.c kernel/frame_account.c kernel/lock.c
+// sources: kernel/frame_poison.c kernel/frame_account.c kernel/lock.c kernel/frame_share.c
+// sources: kernel/frame_hold.c
 // The frame allocator: identities after every operation, exhaustion, reserve, orders, zeroing,
 // caches of other CPUs, broken use.
 #include <setjmp.h>
@@ -301,40 +302,249 @@ static void test_reserve(void **state)
     check_everything(NULL, 0);
 }
 
-// What is held for somebody is as if the reserve were larger; the reserve itself is full before.
+// Takes until nothing is left for those who may not have the reserve.
+static unsigned take_all(struct frame_account *account, hfn_t *all)
+{
+    unsigned count = 0;
+    while (frame_alloc(FRAME_PRIVATE, 0, 0, account, &all[count]) == 0)
+        count++;
+    return count;
+}
+
+// What is held for somebody is as if the reserve were larger, from when it is there on.
 static void test_hold(void **state)
 {
     (void)state;
     setup(500, 2);
     frames_set_reserve(100);
-    struct frame_account account = {0};
+    struct frame_account a = {0}, b = {0};
     hfn_t all[500], n;
-    unsigned count = 0;
-    while (frame_alloc(FRAME_PRIVATE, 0, 0, &account, &all[count]) == 0)
-        count++;
+    unsigned count = take_all(&a, all);
     uint64_t epoch = frames_reserve_epoch();
-    for (unsigned i = 0; i < 10; i++)
-        assert_int_equal(frame_alloc(FRAME_TABLE, 0, FRAME_RESERVE, NULL, &n), 0);
-    frames_hold(50);
-    assert_int_equal(frames_reserve(), 100);
     for (unsigned i = 0; i < 60; i++) {
-        assert_int_equal(frames_reserve_epoch(), epoch + (i >= 10));
         fake_set_cpu(i % 2);
-        frame_free(all[--count], 0, &account);
-        assert_int_equal(frame_alloc(FRAME_PRIVATE, 0, 0, &account, &n), E_NOMEM);
+        frame_free_held(all[--count], 0, &a);
+        assert_int_equal(frame_alloc(FRAME_PRIVATE, 0, 0, &b, &n), E_NOMEM);
+        assert_int_equal(frame_alloc(FRAME_PRIVATE, 0, 0, &a, &n), E_NOMEM);
         assert_int_equal(frames_beyond_reserve(), 0);
         check_everything(NULL, 0);
     }
-    // It is there for whoever may take from the reserve, and for all when it is held no more.
-    assert_int_equal(free_frames(), 150);
-    for (unsigned i = 0; i < 20; i++)
-        assert_int_equal(frame_alloc(FRAME_PRIVATE, 0, FRAME_RESERVE, &account, &all[count++]), 0);
-    frames_hold(-50);
-    assert_int_equal(frames_beyond_reserve(), 30);
-    for (unsigned i = 0; i < 30; i++)
-        assert_int_equal(frame_alloc(FRAME_PRIVATE, 0, 0, &account, &all[count++]), 0);
-    assert_int_equal(frame_alloc(FRAME_PRIVATE, 0, 0, &account, &n), E_NOMEM);
+    assert_int_equal(a.held, 60);
+    // What others free is theirs: beside what is held the reserve is full.
+    frame_free(all[--count], 0, &a);
+    assert_int_equal(frame_alloc(FRAME_PRIVATE, 0, FRAME_ZEROED, &b, &n), 0);
+    frame_free(n, 0, &b);
+    assert_int_equal(frame_alloc(FRAME_PRIVATE, 0, 0, &a, &all[count++]), 0);
+    // The reserve is as full as it was, whatever is held.
+    assert_int_equal(frames_reserve_epoch(), epoch);
+    for (unsigned i = 0; i < 10; i++)
+        assert_int_equal(frame_alloc(FRAME_TABLE, 0, FRAME_RESERVE, NULL, &n), 0);
+    for (unsigned i = 0; i < 5; i++) {
+        assert_int_equal(frame_alloc_held(FRAME_ZEROED, &a, &all[count]), 0);
+        assert_true(is_zero(all[count], 1));
+        frame_free_held(all[count], 0, &a);
+        assert_int_equal(frames_reserve_epoch(), epoch);
+    }
+    for (unsigned i = 0; i < 10; i++) {
+        assert_int_equal(frames_reserve_epoch(), epoch);
+        assert_int_equal(frame_alloc(FRAME_PRIVATE, 0, 0, &b, &n), E_NOMEM);
+        frame_free(all[--count], 0, &a);
+    }
+    assert_int_equal(frames_reserve_epoch(), epoch + 1);
+    // All of it comes back, and so much of the reserve as nobody else may have.
+    for (unsigned i = 0; i < 60; i++) {
+        assert_int_equal(a.held, 60 - i);
+        assert_int_equal(frame_alloc_held(0, &a, &all[count++]), 0);
+    }
+    for (unsigned i = 0; i < 75; i++)
+        assert_int_equal(frame_alloc_held(0, &a, &all[count++]), 0);
+    assert_int_equal(frame_alloc_held(0, &a, &n), E_NOMEM);
+    assert_int_equal(free_frames(), 25);
     check_everything(NULL, 0);
+    // A block is held as its frames; what is not taken is for all when it is held no more.
+    hfn_t block;
+    for (unsigned i = 0; i < 90; i++)
+        frame_free(all[--count], 0, &a);
+    assert_int_equal(frame_alloc(FRAME_PRIVATE, 2, FRAME_RESERVE, &a, &block), 0);
+    frame_free_held(block, 2, &a);
+    assert_int_equal(a.held, 4);
+    assert_int_equal(frames_beyond_reserve(), 11);
+    frames_hold_end(&a);
+    assert_int_equal(a.held, 0);
+    assert_int_equal(frames_beyond_reserve(), 15);
+    frames_hold_end(&a);
+    check_everything(NULL, 0);
+}
+
+// Two whose frames are held at the same time take nothing of each other's, whoever comes first and
+// however much he wants.
+static void test_two_hold(void **state)
+{
+    (void)state;
+    for (unsigned turn = 0; turn < 2; turn++) {
+        setup(500, 2);
+        frames_set_reserve(100);
+        struct frame_account a = {0}, b = {0}, *first = turn == 0 ? &a : &b;
+        struct frame_account *second = turn == 0 ? &b : &a;
+        hfn_t all[500], n;
+        take_all(&a, all);
+        frame_disown(all[0], &a); // some of them are b's
+        for (unsigned i = 0; i < 40; i++) {
+            if (i != 0)
+                frame_disown(all[i], &a);
+            frame_adopt(all[i], 0, &b);
+        }
+        for (unsigned i = 0; i < 40; i++) {
+            frame_free_held(all[i], 0, &b);
+            frame_free_held(all[40 + i], 0, &a);
+        }
+        // The first wants more than it had: what the other one holds stays.
+        unsigned got = 0;
+        while (frame_alloc_held(0, first, &n) == 0)
+            got++;
+        assert_int_equal(got, 40 + 75);
+        assert_int_equal(second->held, 40);
+        for (unsigned i = 0; i < 40; i++)
+            assert_int_equal(frame_alloc_held(0, second, &n), 0);
+        assert_int_equal(frame_alloc_held(0, second, &n), E_NOMEM);
+        assert_int_equal(free_frames(), 25);
+        frames_hold_end(&a);
+        frames_hold_end(&b);
+        check_everything(NULL, 0);
+    }
+}
+
+// Page tables may take what is held when there is nothing else. Who has held longest has what is
+// left, so that two do not wait for each other.
+static void test_reserve_eats_held(void **state)
+{
+    (void)state;
+    setup(500, 2);
+    frames_set_reserve(100);
+    struct frame_account account[3] = {{0}};
+    hfn_t all[500], n;
+    unsigned count = take_all(&account[0], all);
+    for (unsigned i = 0; i < 90; i++) {
+        frame_disown(all[i], &account[0]);
+        frame_adopt(all[i], 0, &account[i % 3]);
+    }
+    for (unsigned i = 0; i < 90; i++)
+        frame_free_held(all[89 - i], 0, &account[(89 - i) % 3]); // 2 is the first, 0 the last
+    for (unsigned i = 0; i < 140; i++)
+        assert_int_equal(frame_alloc(FRAME_TABLE, 0, FRAME_RESERVE, NULL, &n), 0);
+    assert_int_equal(free_frames(), 50);
+    assert_int_equal(frame_alloc_held(0, &account[0], &n), E_NOMEM);
+    for (unsigned i = 0; i < 20; i++)
+        assert_int_equal(frame_alloc_held(0, &account[1], &n), 0);
+    assert_int_equal(frame_alloc_held(0, &account[1], &n), E_NOMEM);
+    for (unsigned i = 0; i < 30; i++)
+        assert_int_equal(frame_alloc_held(0, &account[2], &n), 0);
+    assert_int_equal(frame_alloc_held(0, &account[2], &n), E_NOMEM);
+    frames_hold_end(&account[2]); // it never freed the rest of what it wants
+    frame_free(all[--count], 0, &account[0]);
+    assert_int_equal(frame_alloc_held(0, &account[0], &n), E_NOMEM);
+    assert_int_equal(frame_alloc_held(0, &account[1], &n), 0);
+    frames_hold_end(&account[1]);
+    frame_free(all[--count], 0, &account[0]);
+    assert_int_equal(frame_alloc_held(0, &account[0], &n), 0);
+    frames_hold_end(&account[0]);
+    check_everything(NULL, 0);
+}
+
+// Everybody takes and frees at random, on all CPUs. A model of the numbers says what must be had.
+static void test_hold_at_random(void **state)
+{
+    (void)state;
+    enum { VMS = 4, MOST = 600 };
+    for (unsigned seed = 0; seed < 40; seed++) {
+        srand(seed);
+        setup(MOST, 3);
+        const uint64_t reserve = 64;
+        frames_set_reserve(reserve);
+        bool tables = seed % 2 != 0; // FRAME_RESERVE may take what is held
+        struct frame_account account[VMS] = {{0}};
+        hfn_t own[VMS][MOST], table_frames[MOST];
+        uint64_t count[VMS] = {0}, holds[VMS] = {0}, tables_count = 0, sum = 0;
+        for (unsigned step = 0; step < 4000; step++) {
+            fake_set_cpu((unsigned)rand() % 3);
+            unsigned vm = (unsigned)rand() % VMS;
+            uint64_t n = free_frames();
+            switch (rand() % 8) {
+            case 0:
+            case 1:
+                if (frame_alloc(FRAME_PRIVATE, 0, (unsigned)rand() % 2, &account[vm],
+                                &own[vm][count[vm]]) == 0) {
+                    count[vm]++;
+                    assert_true(n > reserve + sum);
+                } else {
+                    assert_true(n <= reserve + sum);
+                }
+                break;
+            case 2:
+            case 3:
+            case 4: {
+                int status =
+                    frame_alloc_held((unsigned)rand() % 2, &account[vm], &own[vm][count[vm]]);
+                count[vm] += status == 0;
+                if (holds[vm] != 0) {
+                    if (n >= sum) // no page table has taken of it
+                        assert_int_equal(status, 0);
+                    holds[vm] -= status == 0;
+                    sum -= status == 0;
+                } else {
+                    assert_int_equal(status == 0, n > reserve / 4 + sum);
+                }
+                break;
+            }
+            case 5:
+                if (count[vm] != 0)
+                    frame_free(own[vm][--count[vm]], 0, &account[vm]);
+                break;
+            case 6:
+                for (unsigned i = 0; i < 20 && count[vm] != 0; i++) {
+                    frame_free_held(own[vm][--count[vm]], 0, &account[vm]);
+                    holds[vm]++;
+                    sum++;
+                }
+                if (rand() % 8 == 0) {
+                    frames_hold_end(&account[vm]);
+                    sum -= holds[vm];
+                    holds[vm] = 0;
+                }
+                break;
+            default:
+                if (rand() % 2 == 0 && tables_count != 0)
+                    frame_free(table_frames[--tables_count], 0, NULL);
+                else if ((tables ? n : n - MIN(n, sum)) != 0 &&
+                         frame_alloc(FRAME_TABLE, 0, FRAME_RESERVE, NULL,
+                                     &table_frames[tables_count]) == 0)
+                    tables_count++;
+                break;
+            }
+            uint64_t held = 0;
+            bool stuck = sum != 0 && free_frames() != 0;
+            for (unsigned i = 0; i < VMS; i++) {
+                assert_int_equal(account[i].held, holds[i]);
+                held += account[i].held;
+                if (stuck && holds[i] != 0 &&
+                    frame_alloc_held(0, &account[i], &own[i][count[i]]) == 0) {
+                    frame_free_held(own[i][count[i]], 0, &account[i]);
+                    stuck = false;
+                }
+            }
+            assert_int_equal(frames.held, held);
+            assert_false(stuck); // one of those who wait gets on
+            if (step % 256 == 0) {
+                struct frame_account *accounts[VMS] = {&account[0], &account[1], &account[2],
+                                                       &account[3]};
+                check_everything(accounts, VMS);
+            }
+        }
+        for (unsigned i = 0; i < VMS; i++)
+            frames_hold_end(&account[i]);
+        assert_int_equal(frames.held, 0);
+        assert_null(frames.holders);
+    }
 }
 
 static void test_zero_pool(void **state)
@@ -646,6 +856,9 @@ int main(void)
         cmocka_unit_test(test_caches_are_collected),
         cmocka_unit_test(test_reserve),
         cmocka_unit_test(test_hold),
+        cmocka_unit_test(test_two_hold),
+        cmocka_unit_test(test_reserve_eats_held),
+        cmocka_unit_test(test_hold_at_random),
         cmocka_unit_test(test_zero_pool),
         cmocka_unit_test(test_reserve_and_pool),
         cmocka_unit_test(test_fields_after_alloc),

@@ -8,7 +8,7 @@
 // sources: ept/walk.c ept/map.c ept/large.c ept/destroy.c ept/shootdown.c ept/fault.c
 // sources: kernel/frames.c kernel/frame_buddy.c kernel/frame_cache.c kernel/frame_zero.c
 // sources: kernel/frame_poison.c kernel/frame_account.c kernel/frame_share.c kernel/heap.c
-// sources: kernel/lock.c kernel/format.c
+// sources: kernel/lock.c kernel/format.c kernel/frame_hold.c
 // libs: -Wl,--wrap=ept_shootdown,--wrap=ept_lookup,--wrap=spin_lock,--wrap=spin_lock_nested
 // libs: -Wl,--wrap=frame_alloc,--wrap=heap_alloc,--wrap=page_ops_begin,--wrap=page_ops_end
 // Hints as they come from guests: everything that can be wrong with them, their cost when they are

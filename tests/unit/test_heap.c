@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // sources: kernel/heap.c kernel/frames.c kernel/frame_buddy.c kernel/frame_cache.c
 // sources: kernel/frame_zero.c kernel/frame_poison.c kernel/frame_account.c kernel/lock.c
+// sources: kernel/frame_hold.c
 // The heap: alignment, zeroed memory, no overlap, every frame back, exhaustion, broken use.
 #include "frames_machine.h"
 #include "kernel/heap.h"

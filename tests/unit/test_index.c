@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // sources: fusion/index.c fusion/index_table.c kernel/frames.c kernel/frame_buddy.c
 // sources: kernel/frame_cache.c kernel/frame_zero.c kernel/frame_poison.c kernel/frame_account.c
-// sources: kernel/frame_share.c kernel/heap.c kernel/lock.c
+// sources: kernel/frame_share.c kernel/heap.c kernel/lock.c kernel/frame_hold.c
 // libs: -Wl,--wrap=frame_alloc
 // The content index: what it costs, whom it finds, whom it forgets, shared frames, the combined
 // call.

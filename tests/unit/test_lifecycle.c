@@ -1,43 +1,20 @@
 // SPDX-License-Identifier: BSD-2-Clause
-// sources: vm/shortage.c vm/table.c vm/clock.c vm/bus.c kernel/format.c kernel/lock.c
+// sources: vm/load.c vm/shortage.c vm/table.c vm/clock.c vm/bus.c kernel/format.c kernel/lock.c
 // Lifecycle of a VM with several vCPUs, which are pretended: in which order they are stopped, reset
 // and let go; what a changed number of them does; what is left behind.
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stdlib.h>
-#include <string.h>
-
-#include <cmocka.h>
-
-#include "fake.h"
-#include "kernel/types.h"
-
-struct cpuid_regs {
-    uint32_t eax, ebx, ecx, edx;
-};
-
-static struct cpuid_regs cpu_cpuid(uint32_t leaf, uint32_t subleaf)
-{
-    return (struct cpuid_regs){leaf, subleaf, 0, 0};
-}
-
-#undef fail               // cmocka's
-#include "vm/lifecycle.c" // its service fiber is static
-#include "vm/vcpus.c"
+#include "lifecycle_fakes.h"
 
 // --- The pretended rooms ---
 
-static int objects;         // allocated and not freed: heap, vCPUs, memories, platforms
-static int vcpu_room;       // vcpu_init() calls that succeed
-static unsigned stubborn;   // looks at vcpu_is_out() until it says so
-static unsigned forgotten;  // VMs whose memory is no more
-static unsigned policy_for; // number of vCPUs that CPUID shows
-static bool load_fails;
-static int64_t held; // frames_hold()
-static uint64_t had; // frames of the VM whose memory ended last
-static uint64_t fusor_frames;
-static char events[256]; // s: asked to stop, w: waited, r: reset, a: let go, M: memory, m: gone
+static int vcpu_room;      // vcpu_init() calls that succeed
+static unsigned stubborn;  // looks at vcpu_is_out() until it says so
+static unsigned forgotten; // VMs whose memory is no more
+static uint64_t had;       // frames of the VM whose memory ended last
+static char events[256];   // s: asked to stop, w: waited, r: reset, a: let go, M: memory, m: gone
 static jmp_buf idle;
+// The service sleeps so often until memory comes, or, if none does, until the test goes on.
+static unsigned memory_comes_after;
+static uint64_t frames_to_come;
 static void (*service_function)(void *);
 
 static void note(char what, uint32_t id)
@@ -49,33 +26,13 @@ static void note(char what, uint32_t id)
     events[n + 2] = 0;
 }
 
-void *heap_alloc(size_t size)
-{
-    objects++;
-    return calloc(1, size);
-}
-
-void heap_free(void *p)
-{
-    objects -= p != NULL;
-    free(p);
-}
-
 int vcpu_init(struct vcpu *v, uint32_t id, void *vm, struct ept *ept, const struct vcpu_ops *ops,
               const struct cpuid_policy *cpuid)
 {
     if (vcpu_room == 0)
         return E_NOMEM;
     vcpu_room--;
-    objects++;
-    v->id = id;
-    v->vm = vm;
-    v->ept = ept;
-    v->ops = ops;
-    v->cpuid = cpuid;
-    v->stop = 1;
-    v->entity.cpu = -1;
-    v->entity.off = true;
+    set_up_vcpu(v, id, vm, ept, ops, cpuid);
     return 0;
 }
 
@@ -122,49 +79,8 @@ void vcpu_allow_run(struct vcpu *v)
     v->tells_guest = true;
 }
 
-void cpuid_policy_init(struct cpuid_policy *p, unsigned vcpus, uint64_t hz,
-                       struct cpuid_leaf (*host)(uint32_t leaf, uint32_t subleaf))
-{
-    (void)hz;
-    memset(p, 0, sizeof(*p));
-    p->basic[1] = host(1, 0);
-    policy_for = vcpus;
-}
-
-void vmx_limit_cpuid(struct cpuid_policy *p)
-{
-    (void)p;
-}
-
-bool vmx_available(void)
-{
-    return true;
-}
-
-const char *vmx_unavailable_reason(void)
-{
-    return "";
-}
-
-const char *vmx_exit_name(unsigned reason)
-{
-    return reason == EXIT_CPUID ? "CPUID" : reason == EXIT_HLT ? "HLT" : NULL;
-}
-
-const struct vcpu_ops vm_vcpu_ops;
-
 // What overcommit = off has left for others while a VM has no memory for a moment.
 static uint64_t left_meanwhile;
-
-struct sched_times sched_times(const struct sched_entity *e)
-{
-    return (struct sched_times){e->run_ticks, e->wait_ticks, e->sleep_ticks};
-}
-
-void sched_count_sleep(struct sched_entity *e, bool counts)
-{
-    e->off = !counts;
-}
 
 // Switched off before the memory goes (vm_memory_destroy), while no vCPU runs.
 void kvm_guest_reset(struct vcpu *v)
@@ -180,31 +96,21 @@ int vm_memory_create(struct vm *vm)
     left_meanwhile = c.left;
     note('M', 0);
     // What a VM had is held for it while it is loaded anew, and for no other reason.
-    assert_int_equal(held, vm->restarting ? had : 0);
-    vm->account.private_frames = 10;
-    vm->memory_present = true;
-    return 0;
-}
-
-void frames_hold(int64_t count)
-{
-    held += count;
-    assert_true(held >= 0);
+    assert_int_equal(vm->account.held, vm->restarting ? had : 0);
+    return make_memory(vm);
 }
 
 void vm_memory_destroy(struct vm *vm)
 {
-    assert_true(!vm->restarting || held == (int64_t)vm->account.private_frames);
-    had = vm->account.private_frames;
-    vm->account.private_frames = 0;
+    had = vm->account.held + vm->account.private_frames;
     for (unsigned i = 0; i < vm->vcpus_made; i++) {
         assert_int_not_equal(vm->vcpus[i]->stop, 0);
         assert_false(vm->vcpus[i]->tells_guest);
     }
-    if (vm->memory_present)
-        note('m', 0);
-    vm->memory_present = false;
-    vm->account.ballooned = 0;
+    if (!vm->memory_present)
+        return;
+    note('m', 0);
+    drop_memory(vm);
 }
 
 void vm_memory_forget(struct vm *vm)
@@ -213,86 +119,6 @@ void vm_memory_forget(struct vm *vm)
     for (unsigned i = 0; i < vm->vcpus_made; i++)
         assert_int_not_equal(vm->vcpus[i]->stop, 0);
     forgotten++;
-}
-
-static unsigned madt_cpus;
-
-int acpi_write_tables(struct vm *vm, unsigned number, gpa_t *rsdp)
-{
-    (void)vm;
-    madt_cpus = number;
-    *rsdp = gpa(0xe0000);
-    return 0;
-}
-
-int loader_linux(const struct loader_input *input, struct loader_entry *entry, char *why,
-                 size_t why_size)
-{
-    (void)input;
-    memset(entry, 0, sizeof(*entry));
-    if (load_fails)
-        format_text(why, why_size, "no kernel");
-    return load_fails ? E_INVAL : 0;
-}
-
-int files_find(const char *path, const uint8_t **data, uint64_t *size)
-{
-    (void)path;
-    *data = NULL;
-    *size = 0;
-    return 0;
-}
-
-void frames_snapshot(struct frames_snapshot *out, struct frame_account *const *accounts, size_t n,
-                     uint64_t *private_frames, uint64_t *shared)
-{
-    (void)accounts;
-    memset(out, 0, sizeof(*out));
-    out->total = 1000000;
-    out->count[FRAME_FUSOR] = fusor_frames;
-    for (size_t i = 0; i < n; i++)
-        private_frames[i] = shared[i] = 0;
-}
-
-void frames_snapshot_ballooned(struct frames_snapshot *out, struct frame_account *const *accounts,
-                               size_t n, uint64_t *private_frames, uint64_t *shared,
-                               uint64_t *ballooned)
-{
-    frames_snapshot(out, accounts, n, private_frames, shared);
-    for (size_t i = 0; i < n; i++)
-        ballooned[i] = atomic_load(&accounts[i]->ballooned);
-}
-
-uint64_t frames_reserve(void)
-{
-    return 1000;
-}
-
-uint64_t frames_free(void)
-{
-    return 500;
-}
-
-void sched_set_affinity(struct sched_entity *e, uint64_t cpu_mask)
-{
-    e->cpu_mask = cpu_mask;
-}
-
-void sched_group_set(struct sched_group *g, uint32_t weight, uint32_t cap)
-{
-    g->weight = weight;
-    g->cap = cap;
-}
-
-void sched_group_remove(struct sched_group *g)
-{
-    assert_int_equal(g->active, 0);
-}
-
-int sched_remove(struct sched_entity *e)
-{
-    e->dead = true;
-    return 0;
 }
 
 struct fiber *fiber_create(const char *name, void (*function)(void *), void *argument)
@@ -308,6 +134,10 @@ void fiber_wake(struct fiber *f)
     (void)f;
 }
 
+void fiber_give_way(void)
+{
+}
+
 void fiber_yield(void)
 {
     assert_true(false); // nobody is in the way
@@ -318,36 +148,18 @@ void fiber_sleep_until(uint64_t tsc)
     if (tsc == UINT64_MAX)
         longjmp(idle, 1); // the service has nothing more to do
     fake_tsc = MAX(fake_tsc, tsc);
-    note('w', 0);
+    if (memory_comes_after == 0) {
+        note('w', 0);
+        return;
+    }
+    if (--memory_comes_after != 0)
+        return;
+    if (frames_to_come == 0)
+        longjmp(idle, 1);
+    frames_there += frames_to_come;
+    frames_to_come = 0;
+    memory_comes_after = 2; // and looks once more
 }
-
-// --- The platform ---
-
-static unsigned resets;
-
-static int platform_create(struct vm *vm)
-{
-    objects++;
-    vm->platform = vm;
-    return 0;
-}
-
-static void platform_destroy(struct vm *vm)
-{
-    objects--;
-    vm->platform = NULL;
-}
-
-static void platform_reset(struct vm *vm)
-{
-    assert_true(vm->clock.frozen);
-    resets++;
-}
-
-static const struct vm_platform_ops platform = {
-    .create = platform_create, .destroy = platform_destroy, .reset = platform_reset};
-
-static char said[VM_WHY_MAX];
 
 static void sink(const char *line)
 {
@@ -365,7 +177,10 @@ static int set_up(void **state)
     objects = 0;
     vcpu_room = 100;
     stubborn = 0;
-    load_fails = false;
+    load_fails = file_missing = false;
+    image_pages = 8;
+    frames_there = PLENTY;
+    memory_comes_after = 0;
     events[0] = said[0] = 0;
     vm_set_platform(&platform);
     vm_set_event_sink(sink);
@@ -388,8 +203,8 @@ static int tear_down(void **state)
 {
     (void)state;
     forgotten = 0;
-    assert_int_equal(held, 0);
     assert_int_equal(vm_destroy("alpha", why), 0);
+    assert_int_equal(frames_there, PLENTY);
     assert_int_equal(forgotten, 1);
     assert_int_equal(objects, 0);
     return 0;
@@ -670,6 +485,277 @@ static void resets_keep_promises(void **state)
     assert_int_equal(vm->held_back, 0);
 }
 
+// --- A reset that finds too little memory ---
+
+// alpha runs, nothing is free, and what it is to begin anew with is larger than what it had.
+static void fill_up(uint64_t pages)
+{
+    assert_int_equal(vm_start("alpha", why), 0);
+    frames_there = 0;
+    image_pages = pages;
+    events[0] = said[0] = 0;
+}
+
+// The service has looked `looks` times more, in vain.
+static void look_in_vain(unsigned looks)
+{
+    uint64_t begin = fake_tsc;
+    memory_comes_after = looks;
+    frames_to_come = 0;
+    serve_requests();
+    assert_in_range(fake_tsc - begin, (looks - 1) * tsc_hz / 100,
+                    looks * (tsc_hz / 100) + tsc_hz / 1000);
+}
+
+// It finds something to do that needs no memory, or nothing.
+static void let_it_look(void)
+{
+    fake_tsc += tsc_hz / 100;
+    serve_requests();
+}
+
+static enum vm_state state_shown(void)
+{
+    struct vm_info info;
+    assert_int_equal(vm_get("alpha", &info), 0);
+    return info.state;
+}
+
+// So many frames are freed after a while; the service goes on until it has nothing to do, or looks
+// in vain.
+static void give_frames(uint64_t frames)
+{
+    memory_comes_after = 3;
+    frames_to_come = frames;
+    serve_requests();
+}
+
+static void check_goes_on(void)
+{
+    assert_int_equal(vm->state, VM_RUNNING);
+    assert_false(vm->load.waits || vm->restarting || vm->busy);
+    assert_int_equal(vm->account.held, 0);
+    assert_int_equal(vm->account.private_frames, 2 + image_pages);
+    for (unsigned i = 0; i < vm->vcpu_count; i++)
+        assert_int_equal(vm->vcpus[i]->stop, 0);
+}
+
+// It is reset, waits, and goes on when memory is there; by the operator or by the guest.
+static void a_reset_waits(void **state)
+{
+    (void)state;
+    for (unsigned by_guest = 0; by_guest < 2; by_guest++) {
+        fill_up(30);
+        if (by_guest) {
+            vm_ask(vm, VM_REQUEST_RESET);
+            events[0] = 0;
+            look_in_vain(1);
+            expect_events("m0M0");
+            assert_string_equal(said, "VM alpha reset by the guest");
+        } else {
+            assert_int_equal(vm_reset("alpha", why), 0);
+            expect_events("s0s1s2s3m0M0");
+            // 22 pages, and what is missing of the reserve.
+            assert_string_equal(said, "VM alpha waits for memory: 2088 kB short");
+        }
+        assert_int_equal(state_shown(), VM_WAITING_MEMORY);
+        assert_int_equal(vm->account.private_frames, 10);
+        assert_true(vm->clock.frozen);
+        look_in_vain(5);
+        expect_events("");
+        // What the config says by now is for the next reset.
+        strcpy(config.cmdline, "other");
+        assert_int_equal(vm_set(&config, why), 0);
+        assert_string_equal(vm->load.cmdline, "");
+        give_frames(7); // of 22
+        assert_int_equal(state_shown(), VM_WAITING_MEMORY);
+        assert_int_equal(vm->account.private_frames, 17);
+        give_frames(16);
+        check_goes_on();
+        assert_int_equal(frames_there, 1);
+        expect_events("r0r1r2r3a0a1a2a3");
+        // Its time begins with its run.
+        assert_true(vclock_now(&vm->clock) < tsc_hz / 10);
+        // The episode ends as any other.
+        assert_true(vm->waits_said);
+        fake_tsc += tsc_hz * 2;
+        assert_false(vm_end_waits());
+        assert_memory_equal(said, "VM alpha goes on after", 22);
+        config.cmdline[0] = 0;
+        assert_int_equal(vm_set(&config, why), 0);
+        frames_there = PLENTY - vm->account.private_frames;
+        image_pages = 8;
+        assert_int_equal(vm_stop("alpha", why), 0);
+    }
+}
+
+// Wherever the memory ends, and however little comes at a time.
+static void a_reset_waits_at_every_step(void **state)
+{
+    (void)state;
+    for (uint64_t drop = 1; drop < 12; drop++) {
+        fill_up(30);
+        // Others have taken even of what it had: all of it comes from what is freed.
+        vm->account.private_frames = 0;
+        frames_there = 0;
+        assert_int_equal(vm_reset("alpha", why), 0);
+        uint64_t given = 0;
+        while (vm->load.waits) {
+            assert_int_equal(state_shown(), VM_WAITING_MEMORY);
+            assert_true(given < 32);
+            give_frames(drop);
+            given += drop;
+        }
+        check_goes_on();
+        assert_int_equal(frames_there, given - 32);
+        frames_there = PLENTY - 32;
+        image_pages = 8;
+        assert_int_equal(vm_stop("alpha", why), 0);
+    }
+    events[0] = 0;
+}
+
+// What an operator may say meanwhile.
+static void commands_while_a_reset_waits(void **state)
+{
+    (void)state;
+    fill_up(30);
+    assert_int_equal(vm_reset("alpha", why), 0);
+    assert_int_equal(vm_start("alpha", why), E_BUSY);
+    assert_int_equal(vm_resume("alpha", why), E_BUSY);
+    assert_int_equal(vm_shutdown("alpha", why), E_BUSY);
+    assert_non_null(strstr(why, "is being reset and waits for memory"));
+    config.memory *= 2;
+    assert_int_equal(vm_set(&config, why), E_BUSY);
+    config.memory /= 2;
+    // Paused, it is loaded all the same, and stays paused.
+    assert_int_equal(vm_pause("alpha", why), 0);
+    assert_int_equal(state_shown(), VM_PAUSED);
+    assert_int_equal(vm_resume("alpha", why), 0);
+    assert_int_equal(state_shown(), VM_WAITING_MEMORY);
+    assert_int_equal(vm_pause("alpha", why), 0);
+    events[0] = 0;
+    give_frames(22);
+    assert_int_equal(state_shown(), VM_PAUSED);
+    assert_false(vm->load.waits);
+    expect_events("r0r1r2r3");
+    assert_int_equal(vm_resume("alpha", why), 0);
+    check_goes_on();
+    // Again, from paused; a file that is missing changes nothing.
+    image_pages = 31;
+    assert_int_equal(vm_pause("alpha", why), 0);
+    assert_int_equal(vm_reset("alpha", why), 0);
+    assert_true(vm->load.waits);
+    assert_int_equal(state_shown(), VM_PAUSED);
+    file_missing = true;
+    assert_int_equal(vm_reset("alpha", why), E_NOENT);
+    file_missing = false;
+    assert_true(vm->load.waits);
+    // Another reset begins with what the config says now, and what it had.
+    image_pages = 30;
+    assert_int_equal(vm_reset("alpha", why), 0);
+    assert_int_equal(state_shown(), VM_PAUSED);
+    assert_false(vm->load.waits);
+    assert_int_equal(vm_resume("alpha", why), 0);
+    check_goes_on();
+    // Stopped meanwhile: all of it is free.
+    image_pages = 40;
+    assert_int_equal(vm_reset("alpha", why), 0);
+    assert_true(vm->load.waits);
+    assert_int_equal(vm_stop("alpha", why), 0);
+    assert_int_equal(frames_there, 32);
+    assert_false(vm->load.waits || vm->restarting);
+    let_it_look();
+    frames_there = PLENTY;
+    fill_up(50);
+    frames_there = 0;
+    image_pages = 60;
+    assert_int_equal(vm_reset("alpha", why), 0);
+    assert_true(vm->load.waits);
+    frames_there = PLENTY - vm->account.private_frames - vm->account.held;
+    // Destroyed meanwhile, by the end of the test.
+}
+
+// Meanwhile it turns out that it cannot be loaded at all.
+static void a_reset_that_waits_fails(void **state)
+{
+    (void)state;
+    fill_up(30);
+    assert_int_equal(vm_reset("alpha", why), 0);
+    load_fails = true;
+    let_it_look();
+    assert_int_equal(vm->state, VM_CRASHED);
+    assert_string_equal(said, "VM alpha could not be reset: no kernel");
+    assert_string_equal(vm->crash, "no kernel");
+    assert_false(vm->load.waits || vm->restarting || vm->memory_present);
+    assert_int_equal(frames_there, 10);
+    load_fails = false;
+    // It is no secret what it died of, until it begins anew.
+    assert_int_equal(vm_reset("alpha", why), 0);
+    assert_true(vm->load.waits);
+    assert_int_equal(vm->crash[0], 0);
+    give_frames(PLENTY - 10);
+    check_goes_on();
+}
+
+// A file that is missing is found out before anything is lost, if the operator asks.
+static void a_missing_file(void **state)
+{
+    (void)state;
+    assert_int_equal(vm_start("alpha", why), 0);
+    file_missing = true;
+    assert_int_equal(vm_reset("alpha", why), E_NOENT);
+    assert_string_equal(why, "k was not loaded at boot");
+    check_goes_on();
+    vm_ask(vm, VM_REQUEST_RESET);
+    serve_requests();
+    assert_int_equal(vm->state, VM_CRASHED);
+    assert_false(vm->memory_present);
+    assert_int_equal(frames_there, PLENTY);
+}
+
+// A start is refused, as before; it waits for nothing and leaves nothing.
+static void a_start_does_not_wait(void **state)
+{
+    (void)state;
+    for (frames_there = 0; frames_there < 10; frames_there++) {
+        uint64_t before = frames_there;
+        assert_int_equal(vm_start("alpha", why), E_NOMEM);
+        assert_int_equal(vm->state, VM_STOPPED);
+        assert_false(vm->load.waits || vm->memory_present);
+        assert_int_equal(frames_there, before);
+    }
+    frames_there = PLENTY;
+}
+
+// overcommit = off: a VM that waits to be loaded has what was promised to it, with and without
+// memory.
+static void a_reset_that_waits_keeps_promises(void **state)
+{
+    (void)state;
+    uint64_t all = 1000000 - 1000, pages = config.memory / PAGE_SIZE;
+    vm_set_overcommit(false);
+    assert_int_equal(vm_start("alpha", why), 0);
+    vm->account.ballooned = 300;
+    vm->account.private_frames = 0; // shared, all of it
+    frames_there = 0;
+    assert_int_equal(vm_reset("alpha", why), 0);
+    assert_false(vm->memory_present);
+    assert_true(vm->load.waits);
+    assert_int_equal(left_to_promise(), all - pages + 300);
+    assert_int_equal(vm_reset("alpha", why), 0);
+    assert_int_equal(vm->held_back, 300);
+    assert_int_equal(left_to_promise(), all - pages + 300);
+    give_frames(5);
+    assert_true(vm->load.waits && vm->memory_present);
+    assert_int_equal(left_to_promise(), all - pages + 300);
+    give_frames(5);
+    check_goes_on();
+    assert_int_equal(vm->held_back, 300);
+    frames_there = PLENTY - 10;
+    vm_set_overcommit(true);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -680,6 +766,13 @@ int main(void)
         cmocka_unit_test_setup_teardown(without_memory_for_vcpus, set_up, tear_down),
         cmocka_unit_test_setup_teardown(sums, set_up, tear_down),
         cmocka_unit_test_setup_teardown(resets_keep_promises, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_reset_waits, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_reset_waits_at_every_step, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(commands_while_a_reset_waits, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_reset_that_waits_fails, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_missing_file, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_start_does_not_wait, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_reset_that_waits_keeps_promises, set_up, tear_down),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -162,21 +162,28 @@ static uint8_t *make_kernel(void)
 static char message[200];
 static struct loader_entry entry;
 
-static int load_with(const uint8_t *kernel, uint64_t size, const uint8_t *initrd,
-                     uint64_t initrd_size, const char *cmdline)
+static struct loader_input in; // of the last load
+
+static int try_again(void)
 {
-    struct loader_input in = {.memory = memory_size,
-                              .kernel = kernel,
-                              .kernel_size = size,
-                              .initrd = initrd,
-                              .initrd_size = initrd_size,
-                              .cmdline = cmdline};
-    forget_memory();
     yields = 0;
     unyielded_bytes = 0;
     memset(message, 0, sizeof(message));
     memset(&entry, 0, sizeof(entry));
     return loader_linux(&in, &entry, message, sizeof(message));
+}
+
+static int load_with(const uint8_t *kernel, uint64_t size, const uint8_t *initrd,
+                     uint64_t initrd_size, const char *cmdline)
+{
+    in = (struct loader_input){.memory = memory_size,
+                               .kernel = kernel,
+                               .kernel_size = size,
+                               .initrd = initrd,
+                               .initrd_size = initrd_size,
+                               .cmdline = cmdline};
+    forget_memory();
+    return try_again();
 }
 
 static void assert_message(const char *part)
@@ -492,8 +499,59 @@ static void no_memory(void **state)
             assert_message("no free memory");
         }
     } while (error != 0);
-    // GDT, two BIOS words, 6 page tables, zero page, command line, 4 pieces of code, initrd.
-    assert_int_equal(n - 1, 16);
+    // GDT, two BIOS words, 6 page tables, zero page, command line, 49 pages of code, initrd.
+    assert_int_equal(n - 1, 61);
+    free(k);
+}
+
+// What the guest's memory looks like, as one number.
+static uint64_t fingerprint(void)
+{
+    uint64_t sum = 0;
+    for (unsigned i = 0; i < ARRAY_SIZE(pages); i++)
+        for (const struct page *p = pages[i]; p != NULL; p = p->next) {
+            uint64_t hash = p->number;
+            for (unsigned k = 0; k < PAGE_SIZE; k++)
+                hash = hash * UINT64_C(0x100000001b3) + p->bytes[k];
+            sum += hash;
+        }
+    return sum;
+}
+
+// Memory comes in drops of every size: each try goes on where the last one stopped, writes nothing
+// twice, and ends with what one try would have written.
+static void goes_on(void **state)
+{
+    (void)state;
+    uint8_t *k = make_kernel();
+    uint8_t *initrd = malloc(50000);
+    for (unsigned i = 0; i < 50000; i++)
+        initrd[i] = (uint8_t)(i * 13 + (i >> 9));
+    assert_int_equal(load_with(k, SETUP + CODE, initrd, 50000, "x"), 0);
+    uint64_t expected = fingerprint(), bytes = in.done;
+    struct loader_entry expected_entry = entry;
+    for (int64_t drop = 1; drop < 80; drop++) {
+        unsigned tries = 1;
+        writes_left = drop;
+        int error = load_with(k, SETUP + CODE, initrd, 50000, "x");
+        while (error == E_NOMEM) {
+            assert_int_equal(writes_left, 0);
+            assert_message("no free memory");
+            uint64_t before = in.done;
+            assert_int_equal(try_again(), E_NOMEM); // nothing has come
+            assert_int_equal(in.done, before);
+            writes_left = drop;
+            error = try_again();
+            assert_true(in.done > before);
+            tries++;
+        }
+        assert_int_equal(error, 0);
+        assert_int_equal(tries, (73 + drop - 1) / drop);
+        assert_int_equal(in.done, bytes);
+        assert_int_equal(fingerprint(), expected);
+        assert_memory_equal(&entry, &expected_entry, sizeof(entry));
+    }
+    free(initrd);
     free(k);
 }
 
@@ -554,6 +612,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(cmdline_limits, setup, teardown),
         cmocka_unit_test_setup_teardown(random_headers, setup, teardown),
         cmocka_unit_test_setup_teardown(no_memory, setup, teardown),
+        cmocka_unit_test_setup_teardown(goes_on, setup, teardown),
         cmocka_unit_test_setup_teardown(debian_kernel, setup, teardown),
         cmocka_unit_test_setup_teardown(bare_guest, setup, teardown),
     };

@@ -3,7 +3,7 @@
 // sources: vm/memory.c vm/ballooned.c vm/reserve.c ept/walk.c ept/map.c ept/large.c ept/destroy.c
 // sources: ept/shootdown.c ept/fault.c kernel/frames.c kernel/frame_buddy.c kernel/frame_cache.c
 // sources: kernel/frame_zero.c kernel/frame_poison.c kernel/frame_share.c kernel/frame_account.c
-// sources: kernel/heap.c kernel/lock.c
+// sources: kernel/heap.c kernel/lock.c kernel/frame_hold.c
 // libs: -Wl,--wrap=frame_alloc
 // A VM's memory: what is where, and first touch; also without frames, and by two CPUs at once.
 #include "vm_memory_world.h"
