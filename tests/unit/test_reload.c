@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
+// sources: vm/access.c vm/memory_large.c
 // sources: vm/load.c vm/loader_linux.c vm/memory.c vm/ballooned.c vm/reserve.c ept/walk.c ept/map.c
 // sources: ept/large.c ept/destroy.c ept/shootdown.c ept/fault.c kernel/frames.c
 // sources: kernel/frame_buddy.c kernel/frame_cache.c kernel/frame_hold.c kernel/frame_zero.c
@@ -101,6 +102,11 @@ const char *error_text(int error)
 void vm_hold_back(struct vm *vm)
 {
     (void)vm;
+}
+
+bool vm_overcommits(void)
+{
+    return true;
 }
 
 bool vm_may_grow(struct vm *vm)
