@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
+// sources: kernel/frame_hold.c
 // sources: fusion/census_list.c kernel/frames.c kernel/frame_buddy.c kernel/frame_cache.c
 // sources: kernel/frame_zero.c kernel/frame_poison.c kernel/frame_account.c kernel/heap.c
 // sources: kernel/lock.c

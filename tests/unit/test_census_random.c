@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
+// sources: kernel/frame_hold.c
 // sources: fusion/census.c fusion/census_list.c fusion/index.c fusion/index_table.c
 // sources: ept/walk.c ept/map.c ept/large.c ept/destroy.c ept/shootdown.c
 // sources: kernel/frames.c kernel/frame_buddy.c kernel/frame_cache.c kernel/frame_zero.c

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
+// sources: kernel/frame_hold.c
 // sources: fusion/index.c fusion/index_table.c kernel/frames.c kernel/frame_buddy.c
 // sources: kernel/frame_cache.c kernel/frame_zero.c kernel/frame_poison.c kernel/frame_account.c
 // sources: kernel/frame_share.c kernel/heap.c kernel/lock.c

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The LAPIC's registers, priorities, errors, IPIs and mode switches (SDM vol. 3, chapter 11).
 
+// sources: vm/clock.c
 // sources: devices/lapic.c devices/lapic_interrupt.c devices/lapic_virtual.c devices/lapic_timer.c
 // vm/clock.c
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // The LAPIC's timer (SDM vol. 3, 11.5.4).
 
+// sources: vm/clock.c
 // sources: devices/lapic.c devices/lapic_interrupt.c devices/lapic_virtual.c devices/lapic_timer.c
 // vm/clock.c
 

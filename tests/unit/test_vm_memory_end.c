@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
+// sources: kernel/frame_hold.c
 // sources: vm/access.c vm/memory_large.c
 // sources: vm/memory.c vm/ballooned.c vm/reserve.c ept/walk.c ept/map.c ept/large.c ept/destroy.c
 // sources: ept/shootdown.c ept/fault.c kernel/frames.c kernel/frame_buddy.c kernel/frame_cache.c
