@@ -17,6 +17,7 @@
 #include "kernel/irq.h"
 #include "kernel/log.h"
 #include "kernel/string.h"
+#include "vmx/apicv.h"
 #include "vmx/capability.h"
 #include "vmx/cpuid.h"
 #include "vmx/events.h"
@@ -53,6 +54,27 @@ static struct vcpu vcpu;
 void vmx_unblock_nmi(void);
 void vmx_unblock_nmi(void)
 {
+}
+
+// No LAPIC here is the CPU's (vmx/apicv.c).
+void vcpu_sync_apic(struct vcpu *v, bool *for_nmi, bool *for_interrupt)
+{
+    (void)v;
+    (void)for_nmi;
+    (void)for_interrupt;
+    abort();
+}
+
+enum vcpu_result vcpu_exit_virtualized_eoi(struct vcpu *v)
+{
+    (void)v;
+    abort();
+}
+
+enum vcpu_result vcpu_exit_apic_write(struct vcpu *v)
+{
+    (void)v;
+    abort();
 }
 
 void irq_handle_nmi(bool in_guest)
