@@ -57,8 +57,8 @@ def main():
         machine = fusor.Machine(image, memory=768, cpus=options.cpus, timeout=3600)
         try:
             machine.wait_prompt(400)
-            with Attached(machine, "alpha"):
-                machine.console.expect_exact("alpha:/# ", timeout=1500)
+            with Attached(machine, "alpha") as guest:
+                guest.wake(1500)
             for load in ("",) + tuple(options.loads):
                 before, taken = machine.metrics(), exits(machine, "alpha")
                 if load:

@@ -16,7 +16,7 @@ def test_stress(bochs, tmp_path):
     try:
         m.wait_prompt(600)
         # A census takes 10 s of the machine's time, which is most of this test's.
-        row = stress.Stress(m, SEED, census=False).run(600, steps=STEPS).finish()
+        row = stress.Stress(m, SEED, census=False).run(3000, steps=STEPS).finish()
         print("\n" + "\n".join(stress.table([row | {"cpus": CPUS}])))
         assert row["wrong"] == 0
         # There was something that could have gone wrong.
