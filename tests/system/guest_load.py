@@ -56,7 +56,7 @@ def main():
             ("guests/vmlinuz", os.path.join(GUEST, "vmlinuz")), ("guests/initrd.img", initrd(directory))])
         machine = fusor.Machine(image, memory=768, cpus=options.cpus, timeout=3600)
         try:
-            machine.wait_prompt(400)
+            machine.wait_prompt(160)
             with Attached(machine, "alpha") as guest:
                 guest.wake(1500)
             for load in ("",) + tuple(options.loads):

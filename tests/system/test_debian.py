@@ -37,7 +37,7 @@ def machine(bochs, tmp_path_factory):
         ("guests/initrd.img", os.path.join(GUEST, "initrd.img"))])
     m = fusor.Machine(image, memory=1024, cpus=2)
     try:
-        yield m.wait_prompt(400)
+        yield m.wait_prompt(160)
         assert m.power_off() == 0
     finally:
         m.close()

@@ -33,7 +33,7 @@ def machine(bochs, tmp_path_factory):
         ("guests/initrd.img", os.path.join(GUEST, "initrd.img"))])
     m = fusor.Machine(image, memory=384, cpus=int(os.environ.get("AUTO_CPUS", "2")))
     try:
-        yield m.wait_prompt(400)
+        yield m.wait_prompt(160)
         assert m.power_off() == 0
     finally:
         m.close()

@@ -55,7 +55,7 @@ def machine(bochs, tmp_path_factory):
         ("guests/kexec.img", make_kexec_initrd(str(directory)))])
     m = fusor.Machine(image, memory=1024, cpus=int(os.environ.get("BALLOON_CPUS", "2")))
     try:
-        yield m.wait_prompt(400)
+        yield m.wait_prompt(160)
         assert m.power_off() == 0
     finally:
         m.close()

@@ -35,7 +35,7 @@ def machine(bochs, tmp_path_factory):
         ("guests/initrd.img", os.path.join(GUEST, "initrd.img"))])
     m = fusor.Machine(image, memory=768, cpus=int(os.environ.get("DRIVER_SMP_CPUS", "1")))
     try:
-        yield m.wait_prompt(400)
+        yield m.wait_prompt(160)
         assert m.power_off() == 0
     finally:
         m.close()

@@ -31,7 +31,7 @@ def machine(bochs, tmp_path_factory):
         ("guests/initrd.img", guest_load.initrd(str(directory)))])
     m = fusor.Machine(image, memory=768, cpus=2)
     try:
-        yield m.wait_prompt(400)
+        yield m.wait_prompt(160)
         assert m.power_off() == 0
     finally:
         m.close()

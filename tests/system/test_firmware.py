@@ -28,7 +28,7 @@ def test_usb_four_cpus_and_six_gib(qemu, tmp_path):
     image = fusor.make_image(str(tmp_path / "b.img"), CONFIG, [("fusor/console-only", str(marker))])
     m = fusor.Machine(image, engine="qemu", memory=6144, cpus=4, arguments=["--usb"])
     try:
-        m.wait_prompt(200)
+        m.wait_prompt(80)
         assert re.search(r"4 CPUs", m.boot_text)
         facts = dict(x.split(": ", 1) for x in m.command("host"))
         assert facts["cpus-online"] == "4"

@@ -15,7 +15,7 @@ def test_stress(bochs, tmp_path, cpus, rounds):
     image = fusor.make_image(str(tmp_path / "smp.img"), CONFIG, [("guests/bare.bin", fusor.BARE)])
     m = fusor.Machine(image, cpus=cpus, cpu="corei7_haswell_4770")
     try:
-        m.wait_prompt(600)
+        m.wait_prompt(240)
         a, b = (FuseGuest(m, x, more=f"cpus={cpus}") for x in "ab")
         writes_together(m, a, b)
         stress(m, a, b, rounds)

@@ -14,7 +14,7 @@ def test_stress(bochs, tmp_path):
     image = fusor.make_image(str(tmp_path / "stress.img"), stress.CONFIG, [("guests/bare.bin", fusor.BARE)])
     m = fusor.Machine(image, cpus=CPUS, cpu="corei7_haswell_4770", memory=192)
     try:
-        m.wait_prompt(600)
+        m.wait_prompt(240)
         # A census takes 10 s of the machine's time, which is most of this test's.
         row = stress.Stress(m, SEED, census=False).run(3000, steps=STEPS).finish()
         print("\n" + "\n".join(stress.table([row | {"cpus": CPUS}])))
