@@ -132,7 +132,7 @@ class Machine:
         with open(self.log.name, "r", errors="replace") as f:
             return f.read()[-2000:]
 
-    def wait_prompt(self, timeout=300):
+    def wait_prompt(self, timeout=120):
         """Waits for the first prompt; what came before is in boot_text."""
         self.console.expect_exact(PROMPT, timeout=timeout)
         self.boot_text = self.console.before

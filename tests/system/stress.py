@@ -134,17 +134,17 @@ class Stress:
     def order(self, guest, letter, timeout=240):
         """Lets all CPUs of a guest stop and verify every word."""
         self.tags += 1
-        tag, deadline, again = self.tags, time.time() + timeout, 0
+        tag, deadline, again = self.tags, time.monotonic() + timeout * fusor.PATIENCE, 0
         while guest.told.get("tag") != tag:
-            if time.time() > deadline:
+            if time.monotonic() > deadline:
                 self.fail(f"{guest.name} does not answer", guest.name)
-            if time.time() > again:  # a guest that has just begun may not have heard it
+            if time.monotonic() > again:  # a guest that has just begun may not have heard it
                 self.machine.send(f"vm console {guest.name}\r")
                 self.machine.console.expect_exact(f"vm console {guest.name}\r\n")
                 self.machine.send(f"\r{tag}{letter}\r")
                 self.machine.send("\x1d")
                 self.machine.console.expect_exact("\r\n" + fusor.PROMPT)
-                again = time.time() + 20
+                again = time.monotonic() + 20
             if self.machine.state(guest.name) not in ("running", "waiting-memory"):
                 self.read_reports(guest)
                 if guest.told.get("tag") != tag:

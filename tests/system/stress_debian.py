@@ -4,8 +4,6 @@ pages, while files are written, copied, removed and their checksums verified."""
 import re
 import time
 
-import pexpect
-
 import fusor
 import stress
 from debian_guest import CMDLINE, Attached
@@ -42,18 +40,9 @@ class DebianStress(stress.Stress):
             self.prepare(guest)
 
     def prepare(self, guest):
-        """Waits until it is up, and lets it work. What the console shows at first may be from before a reset, so the
-        shell is asked for something new until it answers."""
-        console = self.machine.console
-        for _ in range(90):
-            with Attached(self.machine, guest.name):
-                Attached.marks += 1
-                self.machine.send(f"echo U$(({Attached.marks}))\n")
-                if console.expect_exact([f"U{Attached.marks}\r\n", pexpect.TIMEOUT], timeout=20) == 0:
-                    break
-        else:
-            self.fail(f"{guest.name} does not come up", guest.name)
+        """Waits until it is up, and lets it work."""
         with Attached(self.machine, guest.name) as inside:
+            inside.wake(1800)
             inside.shell(f"insmod {DRIVER} delay=0", 300)
             inside.shell(WORK, 900)
 

@@ -4,7 +4,6 @@ Bochs and overcommit = off. One boot, many checks; the figures are printed."""
 import os
 import re
 import subprocess
-import time
 
 import pytest
 
@@ -51,8 +50,8 @@ def make_kexec_initrd(directory):
 def machine(bochs, tmp_path_factory):
     directory = tmp_path_factory.mktemp("debian_balloon")
     files = fusor.DEBIAN_FILES + (("guests/kexec.img", make_kexec_initrd(str(directory))),)
-    with fusor.running(directory, CONFIG, files, prompt=400,
-                       memory=1024, cpus=int(os.environ.get("BALLOON_CPUS", "2")), timeout=1800) as m:
+    with fusor.running(directory, CONFIG, files, prompt=160,
+                       memory=1024, cpus=int(os.environ.get("BALLOON_CPUS", "2"))) as m:
         yield m
 
 
@@ -62,7 +61,7 @@ def shell(machine, name, command, timeout=120):
 
 
 def show(machine, name):
-    return dict(x.split(": ", 1) for x in machine.command(f"vm show {name}"))
+    return machine.facts(f"vm show {name}")
 
 
 def kb(machine, name, what):
@@ -84,10 +83,7 @@ def uptime_inside(machine, name):
 
 def wait(what, seconds=120):
     """Until what() is true; emulated time runs fast while the guests are idle."""
-    deadline = time.time() + seconds
-    while not what():
-        assert time.time() < deadline
-        time.sleep(0.2)
+    fusor.until(what, seconds)
 
 
 def balloon(machine, name, mib):
@@ -122,7 +118,7 @@ def hogs(machine, name, more):
 
 
 def tsc_hz(machine):
-    return int(dict(x.split(": ", 1) for x in machine.command("host"))["tsc-hz"])
+    return int(machine.facts()["tsc-hz"])
 
 
 def measure(machine, name, mib, what):
@@ -143,7 +139,7 @@ def measure(machine, name, mib, what):
           f"{unit} {run / units:.0f} all in, of it allocating {ticks['ns_allocating']:.0f}, giving {ticks['ns_giving']:.0f}, "
           f"taking back {ticks['ns_taking']:.0f}; 2 MiB entries {large['large-leaves']} -> {now['large-leaves']}, split "
           f"{int(now['large-splits']) - int(large['large-splits'])}; EPT tables {large['ept-tables']} -> {now['ept-tables']}")
-    return d, large, now, ticks, run / units
+    return d, large, now, ticks
 
 
 def test_drivers_are_there(machine):
@@ -164,14 +160,15 @@ def test_third_guest_is_refused(machine):
 def test_targets_and_what_they_cost(machine):
     print()
     total = meminfo(machine, "alpha", "MemTotal")
-    d, before, during, ticks, all_in = measure(machine, "alpha", 128, "gives 128 MiB")
-    # Nothing is cleared that is given away: that alone would be 2 M ticks of each in Bochs.
-    assert ticks["ns_allocating"] < 100e3 and all_in < 400e3
+    d, before, during, ticks = measure(machine, "alpha", 128, "gives 128 MiB")
+    # Nothing is cleared that is given away: that alone would be 2 M ticks of each in Bochs. What the guest spends in all
+    # has in it what else it does until we look.
+    assert ticks["ns_allocating"] < 100e3 and ticks["ns_allocating"] + ticks["ns_giving"] < 400e3
     assert d["extents"] == 64 and d["pages"] == 128 * PAGES and d["refused"] == 0
     assert during["large-splits"] == before["large-splits"]
     assert kb(machine, "alpha", "resident") <= int(before["resident"].split()[0]) + 4 * MIB
     assert meminfo(machine, "alpha", "MemTotal") == total - 128 * MIB
-    d, _, after, *_ = measure(machine, "alpha", 0, "gets 128 MiB back")
+    d, _, after, _ = measure(machine, "alpha", 0, "gets 128 MiB back")
     assert d["deflated"] == 128 * PAGES and after["large-splits"] == before["large-splits"]
     assert meminfo(machine, "alpha", "MemTotal") == total
     shell(machine, "alpha", f"echo 0 >{EXTENTS}")
@@ -318,11 +315,20 @@ def test_suspend(machine):
     machine.console.expect_exact("vm console alpha\r\n")
     machine.send("echo freeze$((1)); echo freeze >/sys/power/state\n")
     machine.console.expect_exact("freeze1\r\n")
-    time.sleep(3)
     machine.send("\x1d")
     machine.console.expect_exact("\r\n" + fusor.PROMPT)
+
+    def calls():
+        return [x for x in machine.command("exits alpha") if x.startswith("VMCALL:")]
+
+    def stands_still():  # awake, the driver has something to say every other second
+        before = calls()
+        assert before
+        machine.sleep(7)
+        return calls() == before
+    wait(stands_still)
     machine.ok("vm balloon alpha 64M")
-    time.sleep(3)
+    machine.sleep(5)
     assert kb(machine, "alpha", "balloon") == 128 * MIB
     assert "PM: suspend exit" in shell(machine, "alpha", "dmesg") # the first key wakes
     wait(lambda: kb(machine, "alpha", "balloon") == 64 * MIB)
@@ -371,7 +377,7 @@ def test_reset_reboot_and_kexec(machine):
     with Attached(machine, "beta") as guest:
         guest.shell("true")
         machine.send("reboot -f\n")
-        machine.console.expect("reset by the guest", timeout=120)
+        machine.console.expect("VM beta reset by the guest", timeout=120)
     machine.ok("vm reset alpha")
     for name in ("alpha", "beta"):
         s = show(machine, name)
@@ -381,7 +387,8 @@ def test_reset_reboot_and_kexec(machine):
         wait(lambda: kb(machine, name, "balloon") == 128 * MIB, 600)
         wait_up(machine, name)
         works(machine, name)
-    wait(lambda: "second=1" in shell(machine, "gamma", "cat /proc/cmdline", 600), 600)
+    wait_up(machine, "gamma")
+    assert "second=1" in shell(machine, "gamma", "cat /proc/cmdline")
     wait(lambda: driver(machine, "gamma")["pages"] == 128 * PAGES, 300)
     s = show(machine, "gamma")
     # The kernel before left nothing in it that this one would have written to or given a second time.

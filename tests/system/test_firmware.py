@@ -25,7 +25,7 @@ def test_usb_four_cpus_and_six_gib(qemu, tmp_path):
     """Started from a USB stick in console-only mode: the whole kernel on a machine with ACPI and xAPIC."""
     marker = tmp_path / "console-only"
     marker.write_text("")
-    with fusor.running(tmp_path, CONFIG, [("fusor/console-only", str(marker))], prompt=200, engine="qemu",
+    with fusor.running(tmp_path, CONFIG, [("fusor/console-only", str(marker))], prompt=80, engine="qemu",
                        memory=6144, cpus=4, arguments=["--usb"]) as m:
         assert re.search(r"4 CPUs", m.boot_text)
         facts = dict(x.split(": ", 1) for x in m.command("host"))

@@ -12,7 +12,7 @@ PAGES = 1024
 
 @pytest.mark.parametrize("cpus,rounds", [(2, 4), (4, 3)])
 def test_stress(bochs, tmp_path, cpus, rounds):
-    with fusor.running(tmp_path, CONFIG, prompt=600, cpus=cpus, cpu="corei7_haswell_4770") as m:
+    with fusor.running(tmp_path, CONFIG, prompt=240, cpus=cpus, cpu="corei7_haswell_4770") as m:
         a, b = (FuseGuest(m, x, more=f"cpus={cpus}") for x in "ab")
         writes_together(m, a, b)
         stress(m, a, b, rounds)

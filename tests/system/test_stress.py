@@ -11,9 +11,9 @@ STEPS = 20  # this seed has nearly every command among its first
 
 
 def test_stress(bochs, tmp_path):
-    with fusor.running(tmp_path, stress.CONFIG, prompt=600, cpus=CPUS, cpu="corei7_haswell_4770", memory=192) as m:
+    with fusor.running(tmp_path, stress.CONFIG, prompt=240, cpus=CPUS, cpu="corei7_haswell_4770", memory=192) as m:
         # A census takes 10 s of the machine's time, which is most of this test's.
-        row = stress.Stress(m, SEED, census=False).run(600, steps=STEPS).finish()
+        row = stress.Stress(m, SEED, census=False).run(3000, steps=STEPS).finish()
         print("\n" + "\n".join(stress.table([row | {"cpus": CPUS}])))
         assert row["wrong"] == 0
         # There was something that could have gone wrong.

@@ -199,7 +199,7 @@ def check_resets_wait(memory, vb, vc):
         g.vm("reset")
         assert m.state(g.name) == "waiting-memory"
         assert re.search(rf"VM {g.name} waits for memory: \d{{5}} kB short", "\n".join(m.command("log info")))
-    time.sleep(1)
+    m.sleep(0.5)
     parts = [g.metric("Guest/RAM/Usage/Private") for g in (vb, vc)]
     print(f"loaded of {LARGE // 1024} kB: {parts}")
     assert all(0 < x < LARGE // 1024 for x in parts)
@@ -207,7 +207,7 @@ def check_resets_wait(memory, vb, vc):
     m.check_identities(m.metrics())
     # Waiting costs little, and nothing is loaded twice.
     before = m.metrics()
-    time.sleep(1)
+    m.sleep(0.5)
     assert [g.metric("Guest/RAM/Usage/Private") for g in (vb, vc)] == parts
     assert before["vb", "CPU/Run"] == vb.metric("CPU/Run")
     assert "is being reset" in m.error("vm shutdown vb")
