@@ -268,10 +268,11 @@ static int touch_alloc(struct vm *vm, gfn_t gfn, bool write, hfn_t *frame, bool 
 static int populate(struct vm *vm, gfn_t gfn, unsigned permissions, bool write)
 {
     if (vm->config.large_pages == VM_LARGE_EAGER && permissions == EPT_RWX &&
-        vm->touched[vm_range_of(vm, gfn)] == 0 && populate_large(vm, gfn) == 0)
+        vm->touched[vm_range_of(vm, gfn)] == 0 && reserve_has_table(vm, gfn) &&
+        populate_large(vm, gfn) == 0)
         return 0;
     for (;;) {
-        int status = ept_prepare(&vm->ept, gfn);
+        int status = reserve_has_table(vm, gfn) ? ept_prepare(&vm->ept, gfn) : E_NOMEM;
         if (status != 0)
             return status;
         if (!has_room(vm, 1)) {
@@ -312,7 +313,7 @@ void vm_end_candidate(struct vm *vm, gfn_t gfn, const struct ept_leaf *leaf)
 static enum ept_fault_result split_for_fetch(struct vm *vm, gfn_t gfn)
 {
     hfn_t table;
-    if (ept_table_alloc(&table) != 0)
+    if (frames_reserve_low() || ept_table_alloc(&table) != 0)
         return EPT_FAULT_WAIT;
     ept_lock_gfn(&vm->ept, gfn);
     struct ept_leaf leaf = ept_lookup(&vm->ept, gfn);
