@@ -93,6 +93,13 @@ uint64_t frames_free(void)
     return sum > 0 ? (uint64_t)sum : 0; // the CPUs are not looked at in one moment
 }
 
+bool frames_reserve_low(void)
+{
+    uint64_t quarter = frames.reserve / 4;
+    return atomic_load_explicit(&frames.buddy_free, memory_order_relaxed) <= quarter &&
+           quarter != 0 && frames_free() <= quarter;
+}
+
 uint64_t frames_floor(void)
 {
     return frame_floor();

@@ -160,5 +160,7 @@ void frame_balloon(struct frame_account *account, int64_t gfns);
 // Free frames, wherever they are, and those beyond the reserve: a glance, for policies.
 uint64_t frames_free(void);
 uint64_t frames_beyond_reserve(void);
+// At most a quarter of the reserve is free.
+bool frames_reserve_low(void);
 // How many of the free ones are not for everybody: the reserve, and what is held.
 uint64_t frames_floor(void);

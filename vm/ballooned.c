@@ -9,6 +9,7 @@
 #include "kernel/error.h"
 #include "kernel/heap.h"
 #include "kernel/panic.h"
+#include "vm/reserve.h"
 
 int ballooned_create(struct vm *vm)
 {
@@ -143,7 +144,7 @@ void ballooned_return(struct vm *vm, gfn_t gfn)
 
 enum ept_fault_result ballooned_read(struct vm *vm, gfn_t gfn)
 {
-    if (ept_prepare(&vm->ept, gfn) != 0)
+    if (!reserve_has_table(vm, gfn) || ept_prepare(&vm->ept, gfn) != 0)
         return EPT_FAULT_WAIT;
     ept_lock_gfn(&vm->ept, gfn);
     // Whatever else is there by now, the guest finds out.

@@ -125,10 +125,11 @@ static int touch_alloc(struct vm *vm, gfn_t gfn, bool write, hfn_t *frame, bool 
 int memory_populate(struct vm *vm, gfn_t gfn, unsigned permissions, bool write)
 {
     if (vm->config.large_pages == VM_LARGE_EAGER && permissions == EPT_RWX &&
-        vm->touched[vm_range_of(vm, gfn)] == 0 && memory_populate_large(vm, gfn) == 0)
+        vm->touched[vm_range_of(vm, gfn)] == 0 && reserve_has_table(vm, gfn) &&
+        memory_populate_large(vm, gfn) == 0)
         return 0;
     for (;;) {
-        int status = ept_prepare(&vm->ept, gfn);
+        int status = reserve_has_table(vm, gfn) ? ept_prepare(&vm->ept, gfn) : E_NOMEM;
         if (status != 0)
             return status;
         if (!memory_has_room(vm, 1)) {

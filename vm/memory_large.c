@@ -147,7 +147,7 @@ void vm_end_candidate(struct vm *vm, gfn_t gfn, const struct ept_leaf *leaf)
 enum ept_fault_result memory_split_for_fetch(struct vm *vm, gfn_t gfn)
 {
     hfn_t table;
-    if (ept_table_alloc(&table) != 0)
+    if (frames_reserve_low() || ept_table_alloc(&table) != 0)
         return EPT_FAULT_WAIT;
     ept_lock_gfn(&vm->ept, gfn);
     struct ept_leaf leaf = ept_lookup(&vm->ept, gfn);

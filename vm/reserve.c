@@ -58,6 +58,14 @@ void reserve_return(struct vm *vm, enum reserve_share share)
         reserve_repay(vm, 1);
 }
 
+bool reserve_has_table(struct vm *vm, gfn_t gfn)
+{
+    if (__builtin_expect(!frames_reserve_low(), 1) || vm->restarting)
+        return true;
+    struct ept_leaf leaf = ept_lookup(&vm->ept, gfn);
+    return leaf.present || leaf.level == EPT_4K;
+}
+
 bool reserve_stands_in(void)
 {
     struct frames_snapshot s;

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Who may have what of the reserve when nothing else is free (design section 5).
 //
-// EPT tables and Fusor's own needs may have all of it. A VM's splits may have a part: half of the
-// reserve divided by the VMs that have memory. So the other half is always there for the operator's
-// commands and for page tables, no VM has it all, and once the parts are used up every VM waits for
-// the same frames: those beyond the reserve, which what is freed fills up first. When it is full
-// again the parts are, too.
+// Fusor's own needs, with the EPT tables of VMs that begin, may have all of it; the tables that a
+// guest makes necessary by looking around in its memory all but a quarter. A VM's splits may have a
+// part: half of the reserve divided by the VMs that have memory. So the other half is always there
+// for the operator's commands and for page tables, no VM has it all, and once the parts are used up
+// every VM waits for the same frames: those beyond the reserve, which what is freed fills up first.
+// When it is full again the parts are, too.
 //
 // Beside that a VM whose balloon target is not reached has a credit, for splits and first touches:
 // its driver needs some memory to find pages it can give. What it gives counts against it.
@@ -18,6 +19,7 @@
 // No function takes a lock or needs one.
 #pragma once
 
+#include "ept/ept.h"
 #include "kernel/frames.h"
 
 struct vm;
@@ -32,6 +34,9 @@ enum reserve_share { RESERVE_NONE, RESERVE_PART, RESERVE_CREDIT };
 int reserve_for_split(struct vm *vm, hfn_t *frame, enum reserve_share *share);
 // That frame was not there, or was not needed after all.
 void reserve_return(struct vm *vm, enum reserve_share share);
+
+// May the guest have the page table for gfn, if there is none? A hint; no lock.
+bool reserve_has_table(struct vm *vm, gfn_t gfn);
 
 // Is there a frame of the reserve that stands in for what page tables have taken?
 bool reserve_stands_in(void);

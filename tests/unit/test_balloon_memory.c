@@ -335,6 +335,65 @@ static void test_return_without_table(void **state)
     world_finish();
 }
 
+// A guest can have a page table made for each range it looks at, without a frame for itself. That
+// does not empty the reserve: a quarter stays for others.
+static void test_tables_leave_some(void **state)
+{
+    (void)state;
+    world_start(8192);
+    world_configure(A, 16 * MIB, "");
+    assert_int_equal(world_create(A), 0);
+    fill(2, A, 3, 1); // the tables above
+    for (unsigned i = 1; i < 6; i++)
+        assert_int_equal(one(balloon_inflate, A, i * 512, 9), 1);
+    frames_set_reserve(16);
+    world_starve(6);
+    world.may_wait = true;
+    unsigned seen = 0;
+    for (unsigned i = 1; i < 6; i++)
+        seen += world_access(1, A, i * 512, READ) != NULL;
+    assert_int_equal(seen, 2);
+    assert_int_equal(free_now(), 4);
+    assert_null(world_access(1, A, 6 * 512, READ | WRITE)); // not in the balloon
+    assert_int_equal(free_now(), 4);
+    assert_non_null(world_access(1, A, 513, READ)); // its range has a table
+    hfn_t table;
+    assert_int_equal(ept_table_alloc(&table), 0);
+    ept_table_free(table);
+    world.vm[A].restarting = true; // that is what the rest is for
+    assert_non_null(world_access(1, A, 4 * 512, READ));
+    world.vm[A].restarting = false;
+    world_feed();
+    assert_non_null(world_access(1, A, 5 * 512, READ));
+    assert_non_null(world_access(1, A, 6 * 512, READ | WRITE));
+    frames_set_reserve(0);
+    world_check();
+    world_finish();
+}
+
+// Nor do fetches from large pages, where these are not executable.
+static void test_fetches_leave_some(void **state)
+{
+    (void)state;
+    world_start(8192);
+    ept_features.large_executable_safe = false;
+    world_configure(A, 16 * MIB, "");
+    assert_int_equal(world_create(A), 0);
+    for (unsigned i = 1; i < 4; i++)
+        fill_large(A, i * 512, 1);
+    frames_set_reserve(16);
+    world_starve(5);
+    world.may_wait = true;
+    assert_non_null(world_access(1, A, 512, FETCH));
+    assert_null(world_access(1, A, 1024, FETCH));
+    assert_int_equal(free_now(), 4);
+    world_feed();
+    assert_non_null(world_access(1, A, 1024, FETCH));
+    frames_set_reserve(0);
+    world_check();
+    world_finish();
+}
+
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
@@ -348,6 +407,8 @@ int main(void)
         cmocka_unit_test(test_last_frame),
         cmocka_unit_test(test_return_without_memory),
         cmocka_unit_test(test_return_without_table),
+        cmocka_unit_test(test_tables_leave_some),
+        cmocka_unit_test(test_fetches_leave_some),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
