@@ -312,7 +312,9 @@ static int fusor_thread(void *unused)
 			WRITE_ONCE(fusor_kicked, false);
 			plan.next_pass = now;
 		}
-		if (hints && fusor_glances(&plan) && time_after_eq(now, plan.next_glance))
+		/* Also before a pass that is due: what it sees for the first time is compared soon. */
+		if (hints && fusor_glances(&plan) &&
+		    (time_after_eq(now, plan.next_glance) || time_after_eq(now, plan.next_pass)))
 			fusor_glance(&plan, now);
 		if (hints && time_after_eq(now, plan.next_pass))
 			fusor_pass_due(&plan);
