@@ -16,7 +16,7 @@
 
 enum trace_event {
     TRACE_EXIT,  // a VM exit: RIP, what the exit says of itself, guest-physical address
-    TRACE_RUN,   // a vCPU gets this CPU: TSC at which its slice ends
+    TRACE_RUN,   // a vCPU or fiber gets this CPU: TSC at which its slice ends
     TRACE_LEAVE, // and leaves it
     TRACE_KICK,  // a shootdown that waited for other CPUs: epoch, the CPUs (a bit each), ticks
     TRACE_EVENTS
