@@ -16,6 +16,7 @@
 #include "kernel/lock.h"
 #include "kernel/log.h"
 #include "kernel/panic.h"
+#include "kernel/sched.h"
 #include "kernel/string.h"
 #include "kernel/x86/machine.h"
 #include "kernel/x86/msr.h"
@@ -349,10 +350,10 @@ void paging_stack_bounds(uintptr_t pointer, uintptr_t *low, uintptr_t *high)
         *high += PAGE_SIZE;
 }
 
-static void audit(struct paging_audit *out, const uint64_t *table, int level, bool writable,
-                  bool executable)
+static void audit(struct paging_audit *out, const uint64_t *table, unsigned entries, int level,
+                  bool writable, bool executable)
 {
-    for (unsigned i = 0; i < PTE_PER_PAGE; i++) {
+    for (unsigned i = 0; i < entries; i++) {
         uint64_t entry = table[i];
         if ((entry & PTE_PRESENT) == 0)
             continue;
@@ -362,15 +363,30 @@ static void audit(struct paging_audit *out, const uint64_t *table, int level, bo
             out->mappings++;
             out->writable_executable += w && x ? 1 : 0;
         } else {
-            audit(out, pte_table(entry), level - 1, w, x);
+            audit(out, pte_table(entry), PTE_PER_PAGE, level - 1, w, x);
         }
     }
 }
 
+// The part below entry `high` of the root and entry `low` of the table there: at most 1 GiB.
+static void audit_part(struct paging_audit *out, unsigned high, unsigned low)
+{
+    const uint64_t *live = hpa_to_pointer(hpa(cpu_read_cr3() & PTE_ADDRESS));
+    spin_lock(&tables_lock);
+    uint64_t top = live[high];
+    if ((top & PTE_PRESENT) != 0)
+        audit(out, pte_table(top) + low, 1, 3, (top & PTE_WRITE) != 0, (top & PTE_NX) == 0);
+    spin_unlock(&tables_lock);
+}
+
 void paging_audit(struct paging_audit *out)
 {
+    const uint64_t *live = hpa_to_pointer(hpa(cpu_read_cr3() & PTE_ADDRESS));
     *out = (struct paging_audit){0};
-    spin_lock(&tables_lock);
-    audit(out, hpa_to_pointer(hpa(cpu_read_cr3() & PTE_ADDRESS)), 4, true, true);
-    spin_unlock(&tables_lock);
+    for (unsigned high = 0; high < PTE_PER_PAGE; high++)
+        for (unsigned low = 0; low < PTE_PER_PAGE && (live[high] & PTE_PRESENT) != 0; low++) {
+            audit_part(out, high, low);
+            if (fiber_current() != NULL)
+                fiber_give_way_if_due();
+        }
 }
