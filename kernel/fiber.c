@@ -86,16 +86,17 @@ static void free_ended(void)
 
 static enum sched_next fiber_run(struct sched_entity *e, uint64_t until)
 {
+    (void)until;
     static const char *const leave_reasons[] = {
         [SCHED_AGAIN] = "yields", [SCHED_SLEEP] = "sleeps", [SCHED_EXIT] = "ends"};
     struct fiber *f = container_of(e, struct fiber, entity);
     uint32_t cpu = cpu_index();
     running[cpu] = f;
-    trace(TRACE_RUN, e->name, NULL, until, 0, 0);
     fiber_switch(&scheduler_stack[cpu], f->stack);
     running[cpu] = NULL;
     enum sched_next next = f->next;
-    trace(TRACE_LEAVE, e->name, leave_reasons[next], 0, 0, 0);
+    if (trace_enabled && time_tsc() - e->since >= FIBER_HOLD_TICKS)
+        trace_record(TRACE_FIBER, e->name, leave_reasons[next], time_tsc() - e->since, 0, 0);
     if (next == SCHED_EXIT)
         note_ended(f);
     return next;

@@ -16,9 +16,10 @@
 
 enum trace_event {
     TRACE_EXIT,  // a VM exit: RIP, what the exit says of itself, guest-physical address
-    TRACE_RUN,   // a vCPU or fiber gets this CPU: TSC at which its slice ends
+    TRACE_RUN,   // a vCPU gets this CPU: TSC at which its slice ends
     TRACE_LEAVE, // and leaves it
     TRACE_KICK,  // a shootdown that waited for other CPUs: epoch, the CPUs (a bit each), ticks
+    TRACE_FIBER, // a fiber gave up this CPU after FIBER_HOLD_TICKS or more: ticks
     TRACE_EVENTS
 };
 
