@@ -23,7 +23,7 @@
 #define INTERVAL    10u // seconds
 #define UNCHANGED   UINT64_C(1)
 #define RANGE_PAGES UINT64_C(512)
-#define RUN_A_TURN  4096u // values counted between two yields
+#define RUN_A_TURN  512u // values counted between two looks at the time
 
 struct census_vm {
     uint64_t id;
@@ -114,7 +114,7 @@ static void visit_vm(struct census_vm *v, visit_page visit)
             visit_batch(f, v, page, visit);
             fusion_unpin(f);
         }
-        fiber_yield();
+        fiber_give_way();
     }
 }
 
@@ -192,7 +192,7 @@ static void count_equal(struct fusion_census *out)
         all++;
         unchanged += value & UNCHANGED;
         if (i % RUN_A_TURN == RUN_A_TURN - 1)
-            fiber_yield();
+            fiber_give_way_if_due();
     }
     out->shareable += beyond_first(all);
     out->unchanged_shareable += beyond_first(unchanged);
@@ -227,7 +227,7 @@ static void count_saved(struct fusion_census *out)
     for (uint64_t i = 1; i < census.filled; i++) {
         out->saved += *census_list_at(&census.list, i) == *census_list_at(&census.list, i - 1);
         if (i % RUN_A_TURN == RUN_A_TURN - 1)
-            fiber_yield();
+            fiber_give_way_if_due();
     }
 }
 

@@ -10,8 +10,8 @@
 #include "kernel/sched.h"
 
 #define TOP_SPAN      ((uint64_t)CENSUS_LEAF * CENSUS_LEAF) // values below one entry of the top
-#define FRAMES_A_TURN 256u                                  // between two yields
-#define SIFTS_A_TURN  256u
+#define FRAMES_A_TURN 8u                                    // between two looks at the time
+#define SIFTS_A_TURN  8u
 
 static uint64_t top_count(uint64_t length)
 {
@@ -59,7 +59,7 @@ int census_list_create(struct census_list *list, uint64_t length)
             (*middle)[i / CENSUS_LEAF % CENSUS_LEAF] = new_frame();
         good = *middle != NULL && (*middle)[i / CENSUS_LEAF % CENSUS_LEAF] != NULL;
         if (i / CENSUS_LEAF % FRAMES_A_TURN == FRAMES_A_TURN - 1)
-            fiber_yield();
+            fiber_give_way_if_due();
     }
     if (!good)
         census_list_destroy(list);
@@ -72,11 +72,12 @@ void census_list_destroy(struct census_list *list)
     for (uint64_t t = 0; t < tops; t++) {
         uint64_t **middle = list->top[t];
         for (unsigned i = 0; middle != NULL && i < CENSUS_LEAF; i++)
-            if (middle[i] != NULL)
+            if (middle[i] != NULL) {
                 free_frame(middle[i]);
+                fiber_give_way_if_due();
+            }
         if (middle != NULL)
             free_frame(middle);
-        fiber_yield();
     }
     heap_free(list->top);
     *list = (struct census_list){0};
@@ -109,7 +110,7 @@ void census_list_sort(struct census_list *list, uint64_t count)
     for (uint64_t i = count / 2; i-- > 0;) {
         sift(list, i, count);
         if (i % SIFTS_A_TURN == 0)
-            fiber_yield();
+            fiber_give_way_if_due();
     }
     for (uint64_t end = count; end-- > 1;) {
         uint64_t *first = census_list_at(list, 0), *last = census_list_at(list, end);
@@ -118,6 +119,6 @@ void census_list_sort(struct census_list *list, uint64_t count)
         *last = biggest;
         sift(list, 0, end);
         if (end % SIFTS_A_TURN == 0)
-            fiber_yield();
+            fiber_give_way_if_due();
     }
 }

@@ -12,9 +12,9 @@
 #include "vm/layout.h"
 
 #define RANGE_PAGES       UINT64_C(512)
-#define SPLITS_AT_ONCE    256u   // pages looked at between two yields
 #define LOOKS_WHILE_SHORT 16384u // pages looked at per second while there are no frames
 #define RANGES_AT_ONCE    8u     // ranges of one VM that are checked per second
+#define SCAN_AT_ONCE      16u    // pages fused in one piece, 3,000 ticks each
 #define SCAN_CREDIT_MAX   65536u
 #define COLLAPSE_TRIES    30u // seconds that a range may go on being written to
 
@@ -88,8 +88,7 @@ static void split_all(struct fusion_vm *f)
         f->split_next.raw = gfn.raw + 1;
         if (is_short && n >= LOOKS_WHILE_SHORT)
             return;
-        if (n % SPLITS_AT_ONCE == SPLITS_AT_ONCE - 1)
-            fiber_give_way();
+        fiber_give_way_if_due(); // a split costs 30 times as much as a look
     }
 }
 
@@ -97,12 +96,12 @@ static void split_all(struct fusion_vm *f)
 
 static void scan_some(struct fusion_vm *f, uint64_t pages)
 {
-    uint64_t entries[FUSION_CHUNK];
+    uint64_t entries[SCAN_AT_ONCE];
     f->scan_credit = MIN(f->scan_credit + pages, (uint64_t)SCAN_CREDIT_MAX);
     while (f->scan_credit != 0 && f->mode == FUSION_ON && f->active) {
         uint64_t began = time_tsc();
         unsigned count = 0;
-        unsigned looked = (unsigned)MIN(f->scan_credit, (uint64_t)FUSION_CHUNK);
+        unsigned looked = (unsigned)MIN(f->scan_credit, (uint64_t)SCAN_AT_ONCE);
         bool wrapped = false;
         for (unsigned i = 0; i < looked && !wrapped; i++) {
             gfn_t gfn = next_ram(f->vm, f->scan_next, &wrapped);

@@ -12,6 +12,7 @@
 #include "kernel/percpu.h"
 #include "kernel/sched.h"
 #include "kernel/time.h"
+#include "kernel/trace.h"
 
 #define FIBER_STACK_PAGES 6u
 
@@ -86,12 +87,16 @@ static void free_ended(void)
 static enum sched_next fiber_run(struct sched_entity *e, uint64_t until)
 {
     (void)until;
+    static const char *const leave_reasons[] = {
+        [SCHED_AGAIN] = "yields", [SCHED_SLEEP] = "sleeps", [SCHED_EXIT] = "ends"};
     struct fiber *f = container_of(e, struct fiber, entity);
     uint32_t cpu = cpu_index();
     running[cpu] = f;
     fiber_switch(&scheduler_stack[cpu], f->stack);
     running[cpu] = NULL;
     enum sched_next next = f->next;
+    if (trace_enabled && time_tsc() - e->since >= FIBER_HOLD_TICKS)
+        trace_record(TRACE_FIBER, e->name, leave_reasons[next], time_tsc() - e->since, 0, 0);
     if (next == SCHED_EXIT)
         note_ended(f);
     return next;
@@ -133,6 +138,12 @@ void fiber_give_way(void)
 {
     fiber_current()->entity.gives_way = true;
     back_to_scheduler(SCHED_AGAIN);
+}
+
+void fiber_give_way_if_due(void)
+{
+    if (time_tsc() - fiber_current()->entity.since >= FIBER_HOLD_TICKS)
+        fiber_give_way();
 }
 
 void fiber_sleep_until(uint64_t deadline)

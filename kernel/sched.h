@@ -128,6 +128,10 @@ void fiber_yield(void);
 // The same for a fiber with much to do: it goes on as an equal of those that wait, also where it
 // had time to its credit for having slept (up to a slice, in which plain yields come back at once).
 void fiber_give_way(void);
+// The same, if the fiber has held its CPU for FIBER_HOLD_TICKS: for loops whose turns cost little
+// or nobody knows how much, so that whatever else waits for this CPU is never away for long.
+#define FIBER_HOLD_TICKS 20000u
+void fiber_give_way_if_due(void);
 // Sleeps until TSC `deadline` or fiber_wake().
 void fiber_sleep_until(uint64_t deadline);
 void fiber_wake(struct fiber *f);

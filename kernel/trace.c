@@ -33,6 +33,7 @@ static const struct {
     [TRACE_EXIT] = {"exit", {"rip", "info", "address"}},
     [TRACE_RUN] = {"run", {"until", NULL, NULL}},
     [TRACE_LEAVE] = {"leave", {NULL, NULL, NULL}},
+    [TRACE_FIBER] = {"held", {"ticks", NULL, NULL}},
     [TRACE_KICK] = {"shootdown", {"epoch", "cpus", "ticks"}},
 };
 

@@ -19,6 +19,7 @@ enum trace_event {
     TRACE_RUN,   // a vCPU gets this CPU: TSC at which its slice ends
     TRACE_LEAVE, // and leaves it
     TRACE_KICK,  // a shootdown that waited for other CPUs: epoch, the CPUs (a bit each), ticks
+    TRACE_FIBER, // a fiber gave up this CPU after FIBER_HOLD_TICKS or more: ticks
     TRACE_EVENTS
 };
 

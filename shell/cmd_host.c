@@ -166,7 +166,7 @@ static void follow(struct command_context *c)
         // Looks for the key between lines too: a log that never pauses must not hold the console.
         if (log_read(&next, LOG_DEBUG, line, sizeof(line))) {
             command_print(c, "%s\n", line);
-            fiber_yield();
+            fiber_give_way();
         } else if (!any)
             console_sleep_us(FOLLOW_US);
     }
@@ -195,10 +195,8 @@ static int run_log(struct command_context *c, int argc, char **argv)
     char line[LOG_LINE_MAX];
     uint64_t end = log_end();
     uint64_t next = 0;
-    while (log_read(&next, (enum log_level)level, line, sizeof(line)) && next <= end) {
+    while (log_read(&next, (enum log_level)level, line, sizeof(line)) && next <= end)
         command_print(c, "%s\n", line);
-        fiber_give_way(); // a full log is milliseconds of formatting
-    }
     return 0;
 }
 

@@ -6,6 +6,7 @@
 
 #include "kernel/error.h"
 #include "kernel/format.h"
+#include "kernel/sched.h"
 #include "kernel/string.h"
 #include "shell/arguments.h"
 #include "shell/terminal.h"
@@ -32,6 +33,7 @@ __attribute__((format(printf, 2, 0))) static void print_line(const char *prefix,
     int length = format_text_v(print_buffer, sizeof(print_buffer), format, args);
     terminal_write_text(print_buffer, MIN((size_t)length, sizeof(print_buffer) - 1));
     terminal_puts(suffix);
+    fiber_give_way_if_due(); // formatting and queueing a line takes some 2,000 ticks
 }
 
 void command_print(struct command_context *c, const char *format, ...)

@@ -16,6 +16,7 @@
 #include "kernel/lock.h"
 #include "kernel/log.h"
 #include "kernel/panic.h"
+#include "kernel/sched.h"
 #include "kernel/string.h"
 #include "kernel/x86/machine.h"
 #include "kernel/x86/msr.h"
@@ -349,10 +350,10 @@ void paging_stack_bounds(uintptr_t pointer, uintptr_t *low, uintptr_t *high)
         *high += PAGE_SIZE;
 }
 
-static void audit(struct paging_audit *out, const uint64_t *table, int level, bool writable,
-                  bool executable)
+static void audit(struct paging_audit *out, const uint64_t *table, unsigned entries, int level,
+                  bool writable, bool executable)
 {
-    for (unsigned i = 0; i < PTE_PER_PAGE; i++) {
+    for (unsigned i = 0; i < entries; i++) {
         uint64_t entry = table[i];
         if ((entry & PTE_PRESENT) == 0)
             continue;
@@ -362,15 +363,42 @@ static void audit(struct paging_audit *out, const uint64_t *table, int level, bo
             out->mappings++;
             out->writable_executable += w && x ? 1 : 0;
         } else {
-            audit(out, pte_table(entry), level - 1, w, x);
+            audit(out, pte_table(entry), PTE_PER_PAGE, level - 1, w, x);
         }
     }
 }
 
+#define AUDIT_ENTRIES 8u // of 2 MiB each that are looked at with the lock held
+
+// The part below entry `high` of the root and entry `low` of the table there, from entry `at` of
+// the table there on. False: there is no such table.
+static bool audit_part(struct paging_audit *out, unsigned high, unsigned low, unsigned at)
+{
+    const uint64_t *live = hpa_to_pointer(hpa(cpu_read_cr3() & PTE_ADDRESS));
+    bool more = false;
+    spin_lock(&tables_lock);
+    uint64_t top = live[high];
+    uint64_t next = (top & PTE_PRESENT) != 0 ? pte_table(top)[low] : 0;
+    bool w = (top & next & PTE_WRITE) != 0, x = ((top | next) & PTE_NX) == 0;
+    if ((next & PTE_PRESENT) != 0 && pte_is_leaf(next, 3)) {
+        out->mappings++;
+        out->writable_executable += w && x ? 1 : 0;
+    } else if ((next & PTE_PRESENT) != 0) {
+        audit(out, pte_table(next) + at, AUDIT_ENTRIES, 2, w, x);
+        more = true;
+    }
+    spin_unlock(&tables_lock);
+    return more;
+}
+
 void paging_audit(struct paging_audit *out)
 {
+    const uint64_t *live = hpa_to_pointer(hpa(cpu_read_cr3() & PTE_ADDRESS));
     *out = (struct paging_audit){0};
-    spin_lock(&tables_lock);
-    audit(out, hpa_to_pointer(hpa(cpu_read_cr3() & PTE_ADDRESS)), 4, true, true);
-    spin_unlock(&tables_lock);
+    for (unsigned high = 0; high < PTE_PER_PAGE; high++)
+        for (unsigned low = 0; low < PTE_PER_PAGE && (live[high] & PTE_PRESENT) != 0; low++)
+            for (unsigned at = 0; at < PTE_PER_PAGE && audit_part(out, high, low, at);
+                 at += AUDIT_ENTRIES)
+                if (fiber_current() != NULL)
+                    fiber_give_way_if_due();
 }

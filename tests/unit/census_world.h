@@ -95,6 +95,16 @@ void fiber_yield(void)
         yield_hook();
 }
 
+void fiber_give_way(void)
+{
+    fiber_yield();
+}
+
+void fiber_give_way_if_due(void)
+{
+    fiber_yield();
+}
+
 // Wakes too early twice, then in time.
 void fiber_sleep_until(uint64_t deadline)
 {

@@ -224,6 +224,11 @@ void fiber_yield(void)
     pass(POINT_YIELD);
 }
 
+void fiber_give_way_if_due(void)
+{
+    fiber_yield();
+}
+
 void fiber_give_way(void)
 {
     fiber_yield();

@@ -145,6 +145,11 @@ void fiber_yield(void)
     fiber_sleep_until(0);
 }
 
+void fiber_give_way_if_due(void)
+{
+    fiber_yield();
+}
+
 void fiber_give_way(void)
 {
     fiber_yield();
