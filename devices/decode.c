@@ -19,6 +19,7 @@ struct cursor {
 struct prefixes {
     bool operand, address, lock;
     uint8_t rep; // 0, or the last of 0xf2 and 0xf3
+    uint8_t segment;
     bool has_rex;
     uint8_t rex;
 };
@@ -32,6 +33,7 @@ enum form {
     FORM_MOFFS_LOAD,     // al/eax <- moffs
     FORM_MOFFS_STORE,    // moffs <- al/eax
     FORM_STOS,           //
+    FORM_MOVS,           //
     FORM_ALU_MEMORY,     // r/m <- r/m OP reg
     FORM_ALU_REG,        // reg <- reg OP r/m
     FORM_COMPARE_MEMORY, // r/m - reg
@@ -64,6 +66,7 @@ static const uint8_t forms[256] = {
     PAIR(0x8a, FORM_LOAD),
     PAIR(0xa0, FORM_MOFFS_LOAD),
     PAIR(0xa2, FORM_MOFFS_STORE),
+    PAIR(0xa4, FORM_MOVS),
     PAIR(0xaa, FORM_STOS),
     PAIR(0xc6, FORM_STORE_IMM),
     PAIR(0xf6, FORM_GROUP3),
@@ -118,13 +121,18 @@ static int read_prefixes(struct cursor *c, unsigned mode, struct prefixes *p)
         case 0xf3:
             p->rep = byte;
             break;
+        // The segment is in the address that the CPU computed; but MOVS has another operand.
         case 0x26:
         case 0x2e:
         case 0x36:
         case 0x3e:
+            if (mode != 8) // there they are ignored (SDM vol. 2, 2.2.1 and vol. 1, 3.3.7.1)
+                p->segment = byte >> 3 & 3;
+            break;
         case 0x64:
         case 0x65:
-            break; // the segment is in the address that the CPU computed
+            p->segment = byte & 7;
+            break;
         case 0x40 ... 0x4f:
             if (mode != 8)
                 return E_NOSYS; // INC, DEC
@@ -322,10 +330,13 @@ static int decode_one_byte(struct cursor *c, const struct prefixes *p, unsigned 
         out->operation = form == FORM_MOFFS_LOAD ? DECODE_LOAD : DECODE_STORE;
         return skip(c, out->address_size) ? 0 : out_of_bytes(c);
     case FORM_STOS:
+    case FORM_MOVS:
         if (p->rep == 0xf2)
-            return E_NOSYS; // REPNE is not defined for STOS
+            return E_NOSYS; // REPNE is not defined for these
         out->operation = DECODE_STORE;
         out->string = true;
+        out->move = form == FORM_MOVS;
+        out->segment = out->move ? p->segment : 0;
         out->repeat = p->rep == 0xf3;
         return 0;
     default:
@@ -337,7 +348,7 @@ int decode_instruction(const uint8_t *bytes, size_t size, unsigned mode, struct 
 {
     struct cursor c = {
         .bytes = bytes, .size = MIN(size, (size_t)MAX_LENGTH), .truncated = size < MAX_LENGTH};
-    struct prefixes p = {0};
+    struct prefixes p = {.segment = DECODE_DS};
     int opcode = read_prefixes(&c, mode, &p);
     if (opcode < 0)
         return opcode;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Decoder for the instructions that guests use on device memory: the MOV forms (88 89 8a 8b a0-a3
-// c6 c7, 0f b6/b7/be/bf, MOVSXD, with prefixes, REX, all addressing modes), STOS, and
+// c6 c7, 0f b6/b7/be/bf, MOVSXD, with prefixes, REX, all addressing modes), STOS, MOVS, and
 // OR/AND/XOR/ADD/SUB/TEST/CMP with a memory operand. Pure; checked on the host against Zydis.
 // It computes no address: the EPT violation gives the guest-physical one.
 #pragma once
@@ -18,6 +18,8 @@ enum decode_operation {
 
 enum decode_alu { DECODE_ALU_OR, DECODE_ALU_AND, DECODE_ALU_XOR, DECODE_ALU_ADD, DECODE_ALU_SUB };
 
+enum { DECODE_ES, DECODE_DS = 3 }; // segments, in encoding order
+
 struct decoded {
     enum decode_operation operation;
     enum decode_alu alu;
@@ -31,8 +33,11 @@ struct decoded {
     uint8_t reg;        // 0..15 in encoding order (rax rcx rdx rbx rsp rbp rsi rdi r8..)
     bool reg_high_byte; // ah ch dh bh: reg is 0..3
     // STOS: a DECODE_STORE of rax that also moves rdi and, with a REP prefix, counts rcx.
+    // MOVS, with `move`: the same of what is at rsi in `segment`; rsi moves, too.
     bool string;
+    bool move;
     bool repeat;
+    uint8_t segment;      // of MOVS' source, in encoding order (es cs ss ds fs gs)
     uint8_t address_size; // 2, 4, 8
 };
 

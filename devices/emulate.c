@@ -13,7 +13,7 @@
 
 #define ARITHMETIC (FLAG_CF | FLAG_PF | FLAG_AF | FLAG_ZF | FLAG_SF | FLAG_OF)
 
-enum { RAX = 0, RCX = 1, RDI = 7 };
+enum { RAX = 0, RCX = 1, RSI = 6, RDI = 7 };
 
 static uint64_t cut(uint64_t value, unsigned size)
 {
@@ -105,18 +105,22 @@ static uint64_t compute(enum decode_alu alu, uint64_t a, uint64_t b, unsigned si
     return result;
 }
 
-// One iteration of STOS.
+// One iteration of STOS or MOVS.
 static int store_string(const struct decoded *d, struct emulate_registers *r, void *context,
+                        uint64_t (*load)(void *, unsigned),
                         void (*store)(void *, unsigned, uint64_t))
 {
     unsigned width = d->address_size;
     if (d->repeat && cut(r->gpr[RCX], width) == 0)
         return 0;
-    store(context, d->memory_size, cut(r->gpr[RAX], d->memory_size));
+    uint64_t value = d->move ? load(context, d->memory_size) : r->gpr[RAX];
+    store(context, d->memory_size, cut(value, d->memory_size));
     uint64_t step = d->memory_size;
     if ((r->rflags & FLAG_DF) != 0)
         step = 0 - step;
     write_register(&r->gpr[RDI], width, false, r->gpr[RDI] + step);
+    if (d->move)
+        write_register(&r->gpr[RSI], width, false, r->gpr[RSI] + step);
     if (!d->repeat)
         return 0;
     write_register(&r->gpr[RCX], width, false, r->gpr[RCX] - 1);
@@ -128,7 +132,7 @@ int emulate_mmio(const struct decoded *d, struct emulate_registers *r, void *con
 {
     unsigned size = d->memory_size;
     if (d->string)
-        return store_string(d, r, context, store);
+        return store_string(d, r, context, load, store);
     if (d->operation == DECODE_STORE) {
         store(context, size, source(d, r));
         return 0;

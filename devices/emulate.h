@@ -12,9 +12,10 @@ struct emulate_registers {
 
 // Does what the instruction does to registers, arithmetic flags and memory; the caller advances RIP
 // by d->length. Flags that the architecture leaves undefined (AF of the logical operations) are
-// cleared. Loads and stores move the low `size` bytes; a load may return more, the rest is ignored.
-// Returns 0 when the instruction is complete; E_AGAIN when a REP has iterations left: RIP stays and
-// the guest runs it again. (One iteration per call, since the next has another address.)
+// cleared. MOVS loads from rsi's memory and stores to rdi's. Loads and stores move the low `size`
+// bytes; a load may return more, the rest is ignored. Returns 0 when the instruction is complete;
+// E_AGAIN when a REP has iterations left: RIP stays and the guest runs it again. (One iteration per
+// call, since the next has another address.)
 int emulate_mmio(const struct decoded *d, struct emulate_registers *r, void *context,
                  uint64_t (*load)(void *context, unsigned size),
                  void (*store)(void *context, unsigned size, uint64_t value));

@@ -24,6 +24,14 @@ uint64_t vcpu_linear_rip(const struct vcpu *v)
     return (vmcs_read(VMCS_GUEST_CS_BASE) + rip) & 0xffffffffu;
 }
 
+uint64_t vcpu_segment_base(const struct vcpu *v, unsigned segment)
+{
+    if (segment < 4 && vcpu_code_size(v) == 8)
+        return 0;
+    // The fields of the six stand in encoding order.
+    return vmcs_read((enum vmcs_field)(VMCS_GUEST_ES_BASE + 2 * segment));
+}
+
 uint64_t vcpu_rflags(const struct vcpu *v)
 {
     (void)v;

@@ -228,6 +228,8 @@ static inline void vcpu_set_timer(struct vcpu *v, uint64_t deadline)
 
 uint64_t vcpu_rip(const struct vcpu *v);
 uint64_t vcpu_linear_rip(const struct vcpu *v); // CS.base + RIP
+// What is added to an offset in segment 0..5 (es cs ss ds fs gs): 0 in 64-bit code but for fs, gs.
+uint64_t vcpu_segment_base(const struct vcpu *v, unsigned segment);
 uint64_t vcpu_rflags(const struct vcpu *v);
 void vcpu_set_rflags(struct vcpu *v, uint64_t rflags);
 uint64_t vcpu_gpr(const struct vcpu *v, unsigned reg); // RSP included

@@ -188,6 +188,35 @@ static void test_forms(void)
     lapic_write(LAPIC_TPR, 0);
 }
 
+static void copy(uint64_t to, uint64_t from, uint64_t size)
+{
+    __asm__ volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(size) : : "memory");
+}
+
+// As memcpy() and `dd if=/dev/mem` do it: a device, or a hole, on one side, memory on the other.
+static void test_copies(void)
+{
+    static uint8_t buffer[3 * PAGE];
+    uint8_t *across = buffer + PAGE - ((uintptr_t)buffer & (PAGE - 1)) + PAGE - 10;
+    const uint64_t hole = 0xb8000;
+    for (unsigned i = 0; i < 20; i++)
+        across[i] = (uint8_t)i;
+    copy((uint64_t)(uintptr_t)across + 1, hole, 18);
+    for (unsigned i = 0; i < 20; i++)
+        check(across[i] == (i == 0 || i == 19 ? i : 0xff), i);
+    copy(hole, (uint64_t)(uintptr_t)across, 20); // vanishes
+    uint64_t tpr = 0xfee00000 + LAPIC_TPR, memory_side = (uint64_t)(uintptr_t)across;
+    *(volatile uint32_t *)across = 0x50;
+    __asm__ volatile("movsl" : "+S"(memory_side), "+D"(tpr) : : "memory");
+    check(lapic_read(LAPIC_TPR) == 0x50, lapic_read(LAPIC_TPR));
+    check(tpr == 0xfee00084 && memory_side == (uint64_t)(uintptr_t)across + 4, tpr);
+    tpr -= 4;
+    __asm__ volatile("std; movsl; cld" : "+S"(tpr), "+D"(memory_side) : : "memory");
+    check(*(volatile uint32_t *)(across + 4) == 0x50, *(volatile uint32_t *)(across + 4));
+    check(tpr == 0xfee0007c && memory_side == (uint64_t)(uintptr_t)across, memory_side);
+    lapic_write(LAPIC_TPR, 0);
+}
+
 // Made for Fusor's machine: a PC has option ROMs and reserved RAM in these places.
 void test_mmio(void)
 {
@@ -212,4 +241,5 @@ void test_mmio(void)
     check((lapic_read(LAPIC_VERSION) & 0xff) >= 0x10, lapic_read(LAPIC_VERSION));
     report("lapic_ioapic_sum=0x%lx", sum);
     test_forms();
+    test_copies();
 }

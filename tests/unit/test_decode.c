@@ -103,6 +103,16 @@ static bool expected(const ZydisDecodedInstruction *i, const ZydisDecodedOperand
     if (i->encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY)
         return false;
     switch (i->mnemonic) {
+    case ZYDIS_MNEMONIC_MOVSD:
+        if (i->opcode != 0xa5 || i->opcode_map != ZYDIS_OPCODE_MAP_DEFAULT)
+            return false; // SSE2's
+        // fall through
+    case ZYDIS_MNEMONIC_MOVSB:
+    case ZYDIS_MNEMONIC_MOVSW:
+    case ZYDIS_MNEMONIC_MOVSQ:
+        d->move = true;
+        d->segment = (uint8_t)(operands[1].mem.segment - ZYDIS_REGISTER_ES);
+        // fall through
     case ZYDIS_MNEMONIC_STOSB:
     case ZYDIS_MNEMONIC_STOSW:
     case ZYDIS_MNEMONIC_STOSD:
@@ -204,11 +214,11 @@ static _Noreturn void complain(const char *what, const uint8_t *bytes, size_t si
         const struct decoded *d = both[i];
         fprintf(stderr,
                 "\n%s: op %d alu %d length %u memory %u register %u sx %d source %d imm %d %llx "
-                "reg %u high %d string %d rep %d address %u",
+                "reg %u high %d string %d rep %d address %u move %d segment %u",
                 i == 0 ? "want" : "got", (int)d->operation, (int)d->alu, d->length, d->memory_size,
                 d->register_size, d->sign_extend, d->memory_is_source, d->has_immediate,
                 (unsigned long long)d->immediate, d->reg, d->reg_high_byte, d->string, d->repeat,
-                d->address_size);
+                d->address_size, d->move, d->segment);
     }
     fputc('\n', stderr);
     fail();
@@ -222,7 +232,8 @@ static bool same(const struct decoded *a, const struct decoded *b)
            a->sign_extend == b->sign_extend && a->memory_is_source == b->memory_is_source &&
            a->has_immediate == b->has_immediate && a->immediate == b->immediate &&
            a->reg == b->reg && a->reg_high_byte == b->reg_high_byte && a->string == b->string &&
-           a->repeat == b->repeat && a->address_size == b->address_size;
+           a->repeat == b->repeat && a->address_size == b->address_size && a->move == b->move &&
+           a->segment == b->segment;
 }
 
 // Decodes from a buffer that ends at a page that faults.
@@ -276,9 +287,9 @@ static void check(const uint8_t bytes[15], unsigned mode)
 // --- Systematic: opcodes x prefixes x REX x ModRM ---
 
 static const uint8_t listed_opcodes[] = {
-    0x00, 0x01, 0x02, 0x03, 0x08, 0x09, 0x0a, 0x0b, 0x20, 0x21, 0x22, 0x23, 0x28, 0x29, 0x2a,
-    0x2b, 0x30, 0x31, 0x32, 0x33, 0x38, 0x39, 0x3a, 0x3b, 0x63, 0x80, 0x81, 0x82, 0x83, 0x84,
-    0x85, 0x88, 0x89, 0x8a, 0x8b, 0xa0, 0xa1, 0xa2, 0xa3, 0xaa, 0xab, 0xc6, 0xc7, 0xf6, 0xf7,
+    0x00, 0x01, 0x02, 0x03, 0x08, 0x09, 0x0a, 0x0b, 0x20, 0x21, 0x22, 0x23, 0x28, 0x29, 0x2a, 0x2b,
+    0x30, 0x31, 0x32, 0x33, 0x38, 0x39, 0x3a, 0x3b, 0x63, 0x80, 0x81, 0x82, 0x83, 0x84, 0x85, 0x88,
+    0x89, 0x8a, 0x8b, 0xa0, 0xa1, 0xa2, 0xa3, 0xa4, 0xa5, 0xaa, 0xab, 0xc6, 0xc7, 0xf6, 0xf7,
 };
 static const uint8_t extended_opcodes[] = {0xb6, 0xb7, 0xbe, 0xbf};
 

@@ -16,6 +16,7 @@
 
 #include "devices/platform.c" // its registration is static
 #include "fake.h"
+#include "kernel/error.h"
 
 #define CPUS  4u
 #define ALL   ((1u << CPUS) - 1)
@@ -116,6 +117,26 @@ unsigned vcpu_code_size(const struct vcpu *v)
 {
     (void)v;
     return 8;
+}
+
+// Only the MOVS of test_mmio.c needs these two.
+uint64_t vcpu_segment_base(const struct vcpu *v, unsigned segment)
+{
+    (void)v;
+    fail_msg("base of segment %u", segment);
+    return 0;
+}
+
+int vcpu_write_linear(struct vcpu *v, uint64_t linear, const void *from, size_t size,
+                      uint32_t *fault_code, uint64_t *fault_address)
+{
+    (void)v;
+    (void)from;
+    (void)size;
+    (void)fault_code;
+    (void)fault_address;
+    fail_msg("write to %#lx", linear);
+    return E_FAULT;
 }
 
 uint64_t vcpu_rip(const struct vcpu *v)
