@@ -345,10 +345,15 @@ static void test_vm_console_ends(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_vm_commands),    cmocka_unit_test(test_vm_errors),
-        cmocka_unit_test(test_vm_show_fusion), cmocka_unit_test(test_vm_balloon),
-        cmocka_unit_test(test_vm_fusion),      cmocka_unit_test(test_vm_set_page_fusion),
-        cmocka_unit_test(test_vm_console),     cmocka_unit_test(test_vm_console_ends),
+        cmocka_unit_test(test_vm_commands),
+        cmocka_unit_test(test_vm_errors),
+        cmocka_unit_test(test_vm_show_fusion),
+        cmocka_unit_test(test_vm_balloon),
+        cmocka_unit_test(test_vm_fusion),
+        cmocka_unit_test(test_vm_set_page_fusion),
+        cmocka_unit_test(test_vm_console),
+        cmocka_unit_test(test_vm_console_ends),
+        cmocka_unit_test(test_detach_waits_for_the_replay),
     };
     return cmocka_run_group_tests_name("console: VMs", tests, at_prompt, NULL);
 }
