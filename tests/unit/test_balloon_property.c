@@ -176,6 +176,7 @@ static void reset_vm(unsigned n)
     vm_hold_back(vm);
     world_end_vm(n, false);
     int status = world_create(n);
+    frames_hold_end(&vm->account);
     vm->restarting = false;
     vm->balloon_driver = false;
     happened.resets++;
