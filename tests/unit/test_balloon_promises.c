@@ -190,6 +190,7 @@ static void restart(unsigned n)
     vm->restarting = true;
     vm_hold_back(vm);
     world_reset(n);
+    frames_hold_end(&vm->account);
     vm->restarting = false;
     vm->balloon_driver = false;
 }
