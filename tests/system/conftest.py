@@ -15,11 +15,16 @@ def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="also the slow matrices")
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: takes minutes; run by `make test-full`")
+
+
 def pytest_collection_modifyitems(config, items):
-    """The slow matrices are no part of `make test`: left out, not skipped."""
+    """The slow matrices, and what is marked as slow, are no part of `make test`: left out, not skipped."""
     if config.getoption("--full"):
         return
-    slow = [x for x in items if x.path.name in ("test_matrix.py", "test_debian_driver_smp.py")]
+    slow = [x for x in items if x.path.name in ("test_matrix.py", "test_debian_driver_smp.py")
+            or x.get_closest_marker("slow")]
     config.hook.pytest_deselected(items=slow)
     items[:] = [x for x in items if x not in slow]
 

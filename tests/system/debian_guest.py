@@ -32,7 +32,7 @@ class Attached:
         def answers():
             Attached.marks += 1
             self.machine.send(f"echo U$(({Attached.marks}))\n")
-            return self.machine.console.expect_exact([f"U{Attached.marks}\r\n", pexpect.TIMEOUT], timeout=4) == 0
+            return self.machine.console.expect_exact([f"U{Attached.marks}\r\n", pexpect.TIMEOUT], timeout=1) == 0
         fusor.until(answers, timeout, f"no shell in {self.name}")
 
     def shell(self, command, timeout=60):

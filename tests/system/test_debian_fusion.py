@@ -151,6 +151,7 @@ def test_statistics_in_the_guest(machine):
     assert m["alpha", "Guest/RAM/Usage/Total"] > 0 and m["alpha", "Guest/RAM/Usage/Free"] > 0
 
 
+@pytest.mark.slow
 def test_new_memory_is_hinted_soon(machine):
     """Passes over an idle guest's memory are rare, and what is in a file in memory is hinted when two have seen it; but memory
     that was added makes two passes early. Times are the guest's; without them it would take a minute at least."""
