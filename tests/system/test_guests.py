@@ -10,6 +10,7 @@ import fusor
 # Errors on purpose: each is reported with its line, and `good` stands all the same.
 CONFIG = """\
 [host]
+apicv = off
 console = com1:115200
 files   = \\guests
 colour  = blue
@@ -87,8 +88,8 @@ def values(lines, name, **wanted):
 
 def test_config_errors_name_line_and_expectation(machine):
     text = machine.boot_text
-    for pattern in (r"fusor\.conf:4: .*colour", r"fusor\.conf:12: .*good", r"fusor\.conf:17: .*memory",
-                    r"fusor\.conf:21: .*memory.*64G", r"fusor\.conf:26: .*nowhere\.bin", r"fusor\.conf:30: .*cpus",
+    for pattern in (r"fusor\.conf:5: .*colour", r"fusor\.conf:13: .*good", r"fusor\.conf:18: .*memory",
+                    r"fusor\.conf:22: .*memory.*64G", r"fusor\.conf:27: .*nowhere\.bin", r"fusor\.conf:31: .*cpus",
                     r"truncated did not start.*truncated",
                     r"fat did not start.*initrd"):
         assert re.search(pattern, text), pattern
