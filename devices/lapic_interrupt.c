@@ -164,7 +164,7 @@ static void accept_fixed(struct lapic *l, uint8_t vector, bool level)
     if (l->vapic != NULL) {
         if (level != was_level) {
             l->vapic_reload = true;
-        } else if (l->posts) {
+        } else if (l->posts && (!level || !l->vapic_reload)) {
             lapic_virtual_post(l, vector);
             return;
         }

@@ -437,6 +437,10 @@ static void level_waits_for_the_bitmap(void **state)
     assert_true(other.kicked);
     assert_false(other.notified);
     assert_int_equal(other.page.posted.requests[0x50 / 32], 0);
+    // Nor when it comes again before the vCPU has looked.
+    both_deliver(0x50, true);
+    assert_false(other.notified);
+    assert_int_equal(other.page.posted.requests[0x50 / 32], 0);
     // An edge arrives and takes the posted way meanwhile.
     both_deliver(0x60, false);
     assert_true(other.notified);
